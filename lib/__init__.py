@@ -1,0 +1,1 @@
+"""Shared code of the notebooks: adapting open language models to medicine, from text to tables."""

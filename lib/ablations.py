@@ -1,0 +1,238 @@
+"""Ablations as lists of runs, one line a row of the table; shared stages are trained once and taken from runs/."""
+
+import random
+
+import pandas as pd
+
+from lib import benchmarks, corpora, evaluation, instructions, models, reported, sources, statistics, training, world
+from lib.results import append_row
+
+# PMC-LLaMA, Table 1: key, size, injection (of corpora.MIXTURES), tuning, the key it extends, the published row. The last three
+# rows are 13B models in the paper; here they are the small one, which takes a third of the time.
+PMC_LLAMA = (
+    ("base", "small", None, "task", None, "LLaMA 7B baseline"),
+    ("base_large", "large", None, "task", "base", "LLaMA 13B baseline"),
+    ("papers", "small", "papers", "task", "base", "PMC-LLaMA_K 7B papers"),
+    ("books", "small", "papers_books", "task", "papers", "PMC-LLaMA_K 7B papers+books"),
+    ("books_large", "large", "papers_books", "task", "books", "PMC-LLaMA_K 13B papers+books"),
+    ("rationale", "small", "papers_books", "rationale", "books", "PMC-LLaMA 13B papers+books+rationale"),
+    ("dialogue", "small", "papers_books", "+ dialogue", "rationale", "PMC-LLaMA 13B papers+books+rationale+conversation"),
+    ("graph", "small", "papers_books", "+ knowledge graph", "dialogue", "PMC-LLaMA 13B papers+books+rationale+conversation+KG"),
+)
+LABELS = {"base": "{} base", "base_large": "{} base", "papers": "{} + papers", "books": "{} + papers + books",
+          "books_large": "{} + papers + books", "rationale": "{} + rationale", "dialogue": "{} + rationale + dialogue",
+          "graph": "{} + rationale + dialogue + graph"}
+# The open real files hold no textbooks, and no knowledge graph that may be passed on; reference articles stand in for books.
+PUBLIC_INJECTION = {"papers": "public_abstracts", "papers_books": "public"}
+PUBLISHED_EXAM = {"vignette": "MedQA", "recall": "MedMCQA", "abstract": "PubMedQA",
+                  "medqa_us_4opt": "MedQA", "medmcqa": "MedMCQA", "pubmedqa": "PubMedQA"}
+
+def pmc_llama_rows(profile, data_dir=""):
+    """The rows of PMC-LLaMA's Table 1 at the two sizes of a profile; with real data, those whose ingredients the files hold.
+
+    A profile with one size has no rows that only a second size would tell apart.
+    """
+    sizes, rows = {"small": profile.sizes[0], "large": profile.sizes[-1]}, {}
+    for key, size, injection, tuning, extends, published in PMC_LLAMA:
+        label = LABELS[key].format(sizes[size])
+        if label not in rows and (not data_dir or tuning == "task"):
+            rows[label] = {"row": label, "key": key, "size": sizes[size], "tuning": tuning, "reported": published,
+                           "injection": PUBLIC_INJECTION.get(injection) if data_dir else injection,
+                           "extends": next((name for name, row in rows.items() if row["key"] == extends), None)}
+    return list(rows.values())
+
+def train_rows(profile, rows, *, data_dir="", base_model="", seed=0):
+    """{row: stage folder}: base model, injection and tuning of each row, trained where runs/ does not hold them."""
+    raw = corpora.load_sources(profile, data_dir)  # the documents are the same for all seeds; weights and order differ
+    prepared = corpora.prepare(raw, profile, tokenizer=models.load_tokenizer(base_model))
+    data = tuning_data(profile, prepared.tokenizer, data_dir, {row["tuning"] for row in rows})
+    return {row["row"]: _train_row(profile, row, prepared, data[row["tuning"]], base_model, seed) for row in rows}
+
+def _train_row(profile, row, prepared, packed, base_model, seed):
+    folder = training.train_base(profile, row["size"], prepared, seed=seed, base_model=base_model)
+    if row["injection"]:
+        mixture = corpora.mixed(prepared, row["injection"])
+        folder = training.inject(profile, row["size"], folder, mixture, name=row["injection"], seed=seed)
+    # Instruction tuning is that of notebook 03; task answers are tuned for every injection, the name says which.
+    name = row["tuning"] if row["tuning"] != "task" else f"task-{row['injection'] or 'none'}"
+    return training.tune(profile, folder, packed, name=f"tune-{name}-{row['size']}", seed=seed)
+
+# --- instruction data ----------------------------------------------------------------------------------------------------
+
+def training_items(profile, data_dir="", *, seed=0):
+    """Training questions of the three exams; of real exams, whatever the test sample leaves."""
+    if not data_dir:
+        return [item for items in evaluation.world_exams(profile, part="train", seed=seed).values() for item in items]
+    found = []
+    for exam in evaluation.exams(profile, data_dir, seed=seed):
+        tested = {item["id"] for item in exam.items}
+        left = [item for item in sources.load_exam(data_dir, exam.name) if item["id"] not in tested]
+        found += random.Random(f"training {exam.name} {seed}").sample(left, min(len(left), 2 * profile.training_questions))
+    return found
+
+def instruction_sources(profile, data_dir="", *, seed=0):
+    """{source: records}: task answers alone, rationale questions, dialogue, knowledge graph, and rationale under one fixed wording."""
+    items = training_items(profile, data_dir, seed=seed)
+    known = world.load_world(number_of_diseases=profile.number_of_diseases)
+    diseases, number = world.split_diseases(known, test_share=0.6)[0], len(items) // 2
+    return {"task": instructions.task_records(items), "rationale": instructions.rationale_records(items, seed=seed),
+            "dialogue": instructions.dialogue_records(known, "en", diseases, records=number, seed=seed),
+            "knowledge graph": instructions.knowledge_graph_records(known, "en", diseases, records=number, seed=seed),
+            "fixed wording": instructions.rationale_records(items, seed=seed, paraphrased=False)}
+
+def tuning_sets(records):
+    """{name: records} of the tuning runs, each source added to the ones before."""
+    growing = {"rationale": records["rationale"], "+ dialogue": records["rationale"] + records["dialogue"]}
+    growing["+ knowledge graph"] = growing["+ dialogue"] + records["knowledge graph"]
+    return growing | {"fixed wording": records["fixed wording"], "task": records["task"]}
+
+def tuning_data(profile, tokenizer, data_dir="", wanted=("rationale", "+ dialogue", "+ knowledge graph", "fixed wording"), *, seed=0):
+    """{name: Packed} of the tuning runs that are wanted."""
+    sets = tuning_sets(instruction_sources(profile, data_dir, seed=seed))
+    length = profile.tuning_length * (4 if data_dir else 1)  # real questions are that much longer
+    return {name: instructions.pack_records(sets[name], tokenizer, length) for name in sets if name in wanted}
+
+# --- tables --------------------------------------------------------------------------------------------------------------
+
+def accuracy_table(rows, trained, exams, *, method="loglikelihood"):
+    """One line a row and exam, seeds pooled: accuracy, interval, chance, unparsed. trained: {seed: {row: stage folder}}."""
+    lines = []
+    for row in rows:
+        for exam in exams:
+            pooled = [line for folders in trained.values() for line in evaluation.evaluate(folders[row["row"]], exam)]
+            line = {"row": row["row"], "size": row["size"], "exam": exam.name, "seeds": len(trained)}
+            line |= evaluation.accuracy_row(pooled, method=method, chance=exam.chance)
+            if len(trained) > 1:  # seeds share their questions: the interval is over facts
+                spread = statistics.bootstrap_mean(evaluation.correct(pooled, method), seed=0, clusters=[one["fact"] for one in pooled])
+                line |= {"low": spread.low, "high": spread.high}
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+def step_table(rows, trained, exams, *, method="loglikelihood"):
+    """Each row against the row it extends on the same items: difference, interval over facts, exact McNemar p-value."""
+    lines = []
+    for row in rows:
+        for exam in exams if row["extends"] else ():
+            new, old = ([line for folders in trained.values() for line in evaluation.evaluate(folders[name], exam)]
+                        for name in (row["row"], row["extends"]))
+            gain = evaluation.compare(new, old, method=method)
+            lines.append({"exam": exam.name, "step": f"{row['row']} over {row['extends']}", "row": row["row"], "difference": gain.value,
+                          "low": gain.low, "high": gain.high, "wins": gain.wins, "losses": gain.losses, "p_value": gain.p_value})
+    return pd.DataFrame(lines)
+
+def published_column(table, rows):
+    """The published accuracy (0-1) of the paper's row on the exam that ours stands for, in the order of `table`."""
+    published = reported.query("PMC-LLaMA", table="1", metric="accuracy").set_index(["row", "column"])["value"] / 100
+    names = {row["row"]: row["reported"] for row in rows}
+    return [published[names[line.row], PUBLISHED_EXAM[line.exam]] for line in table.itertuples()]
+
+def exposure_column(rows, profile, exam, data_dir="", *, seed=0):
+    """{row: mean number of statements of the facts that the exam asks}, over the injection of each row; 0 without injection."""
+    if data_dir:
+        return {}
+    prepared = corpora.prepare(corpora.load_sources(profile), profile)
+    facts, per_step, found = {item["meta_info"]["fact"] for item in exam.items}, profile.tokens_per_step, {None: 0.0}
+    for name in {row["injection"] for row in rows} - {None}:
+        counts = corpora.count_exposures(prepared, corpora.mixed(prepared, name), steps=round(profile.injection_tokens / per_step),
+                                         rows_per_step=per_step // profile.sequence_length, seed=seed)
+        found[name] = sum(counts.get(fact, 0.0) for fact in facts) / len(facts)
+    return {row["row"]: found[row["injection"]] for row in rows}
+
+def steps_between(folders, exams, *, seed=0):
+    """Each model against the one before it in `folders`, as step_table does for rows."""
+    names = list(folders)
+    rows = [{"row": name, "extends": before} for before, name in zip([None, *names], names)]
+    return step_table(rows, {seed: folders}, exams)
+
+def open_answer_table(folders, profile, *, seed=0):
+    """Open answers on held-out diseases: does a reply to a patient name the right term, is the right relation preferred?
+
+    The reply is generated and searched for the term. The relation of two concepts is chosen among the six by log-likelihood.
+    """
+    known = world.load_world(number_of_diseases=profile.number_of_diseases)
+    diseases, words = world.split_diseases(known, test_share=0.6)[1], world.wordings("en")
+    facts = [(disease, attribute) for disease in diseases for attribute in world.ATTRIBUTES]
+    chosen = random.Random(f"open {seed}").sample(facts, min(profile.test_items // 2, len(facts)))
+    instruction = instructions.training_instructions("en", "dialogue")[0]
+    prompts = [instructions.render_prompt({"instruction": instruction, "input": world.sentence(known, disease, attribute, "en", template)})
+               for disease, attribute in chosen for template in words["attributes"][attribute]["patient"][:1]]
+    terms = [world.bare(world.term(known, disease, attribute, "en"), "en") for disease, attribute in chosen]
+    relation = _relation_exam(known, chosen, words)
+    lines = []
+    for name, folder in folders.items():
+        named = sum(term.casefold() in text.casefold() for term, text in zip(terms, evaluation.completions(folder, prompts)))
+        rows = evaluation.evaluate(folder, relation, methods=("loglikelihood",))
+        for task, right, chance in (("reply to a patient", named, 0.0), ("relation of two concepts", int(evaluation.correct(rows).sum()), 1 / 6)):
+            low, high = statistics.clopper_pearson(right, len(chosen))
+            lines.append({"model": name, "task": task, "items": len(chosen), "accuracy": right / len(chosen), "low": float(low),
+                          "high": float(high), "chance": chance})
+    return pd.DataFrame(lines).sort_values("task", kind="stable", ignore_index=True)
+
+def _relation_exam(known, facts, words):
+    """Which of six relations holds between a disease and a value: the options are the six sentences that say so."""
+    instruction, items = instructions.training_instructions("en", "relation")[0], []
+    for number, (disease, attribute) in enumerate(facts):
+        slots = {"disease": world.term(known, disease, "name", "en"), "value": world.term(known, disease, attribute, "en")}
+        items.append({"id": f"relation-{number}", "language": "en", "answer_idx": "ABCDEF"[world.ATTRIBUTES.index(attribute)],
+                      "question": f"{slots['disease']}; {slots['value']}", "meta_info": {"fact": world.fact_id(disease, attribute)},
+                      "options": {letter: world.fill(words["relation"][a][0], **slots) for letter, a in zip("ABCDEF", world.ATTRIBUTES)}})
+    return benchmarks.Benchmark("relation", tuple(items), lambda item: instructions.render_prompt(
+        {"instruction": instruction, "input": item["question"]}), lambda item: ("", item["options"]), "answer_text_v1")
+
+def unseen_wording_table(folders, profile, *, seed=0):
+    """The recall exam under instructions that no training example carries, generated: accuracy, and the share that can be read."""
+    pool = instructions.unseen_instructions("en", "exam")
+    items, lines = evaluation.world_exams(profile, seed=seed)["recall"], []
+    for wording, instruction in (("the usual instruction", instructions.ZERO_SHOT_INSTRUCTION),
+                                 ("unseen wordings", lambda number: pool[number % len(pool)])):
+        exam = benchmarks.make_exam("recall", items, instruction=instruction)
+        for name, folder in folders.items():
+            row = evaluation.accuracy_row(evaluation.evaluate(folder, exam), method="generation")
+            lines.append({"model": name, "instruction": wording, "items": row["items"], "accuracy": row["accuracy"], "low": row["low"],
+                          "high": row["high"], "parsed": 1 - row["unparsed"] / row["items"]})
+    return pd.DataFrame(lines)
+
+# --- what the notebooks quote ----------------------------------------------------------------------------------------------
+
+def tuning_findings(scores, generated, steps, replies, unseen):
+    """The numbers of notebook 03, name -> value."""
+    cell = scores[scores["exam"] == "recall"].set_index("model")
+    written = generated[generated["exam"] == "recall"].set_index("model")
+    found = {"chance": cell["chance"].iloc[0], "generated_recall": written.loc["rationale", "accuracy"]}
+    for name, short in (("before tuning", "untuned"), ("rationale", "rationale")):
+        found |= {f"recall_{short}": cell.loc[name, "accuracy"], f"recall_{short}_low": cell.loc[name, "low"],
+                  f"recall_{short}_high": cell.loc[name, "high"]}
+    found |= _gains(steps, {"dialogue": "+ dialogue", "graph": "+ knowledge graph"})
+    reply = replies[replies["task"] == "reply to a patient"].set_index("model")["accuracy"]
+    relation = replies[replies["task"] == "relation of two concepts"].set_index("model")["accuracy"]
+    found |= {"reply_rationale": reply["rationale"], "reply_dialogue": reply["+ dialogue"],
+              "relation_dialogue": relation["+ dialogue"], "relation_graph": relation["+ knowledge graph"]}
+    parsed = unseen[unseen["instruction"] == "unseen wordings"].set_index("model")
+    return found | {"parsed_paraphrased": parsed.loc["rationale", "parsed"], "parsed_fixed": parsed.loc["fixed wording", "parsed"],
+                    "unseen_paraphrased": parsed.loc["rationale", "accuracy"], "unseen_fixed": parsed.loc["fixed wording", "accuracy"]}
+
+def ablation_findings(rows, table, steps):
+    """The numbers of notebook 04, name -> value: every cell of the table, and the steps of the exam that asks for facts."""
+    exam, names = ("recall" if "recall" in set(table["exam"]) else "medmcqa"), {row["key"]: row["row"] for row in rows}
+    cell = table[table["exam"] == exam].set_index("row")
+    found = {f"{line.row} / {line.exam}": line.accuracy for line in table.itertuples()} | {"chance": cell["chance"].iloc[0]}
+    found |= {f"{key}_recall": cell.loc[name, "accuracy"] for key, name in names.items()}
+    return found | _gains(steps, {key: names.get(key) for key, *_ in PMC_LLAMA}, exam=exam)  # None for a row that is not there
+
+def _gains(steps, named, *, exam="recall"):
+    lines = steps[steps["exam"] == exam].set_index("row")
+    return {f"{short}_gain{end}": lines.loc[row, column] if row in lines.index else None for short, row in named.items()
+            for end, column in (("", "difference"), ("_low", "low"), ("_high", "high"))}
+
+def save_rows(run, trained, exams):
+    """rows/<seed>-<row>.jsonl: one line a question with prompt, completion and scores; {file: lines}."""
+    written = {}
+    for seed, folders in trained.items():
+        for name, folder in folders.items():
+            path = run.folder / "rows" / f"seed-{seed}-{name.replace('+', 'and').replace(' ', '_')}.jsonl"
+            path.unlink(missing_ok=True)
+            lines = [line for exam in exams for line in evaluation.evaluate(folder, exam)]
+            for line in lines:
+                append_row(path, line)
+            written[path.name] = len(lines)
+    return written

@@ -1,0 +1,327 @@
+"""Tokenise documents, pack them into rows with document boundaries, and mix sources by weight."""
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lib import filters, sources, world
+
+IGNORE_INDEX = -100
+# Rows of each source per period. PMC-LLaMA section 3.1 gives 15:4:1; the others take one ingredient away at the same tokens.
+MIXTURES = {
+    "papers_books": {"book": 15, "paper": 4, "general": 1},
+    "papers": {"paper": 19, "general": 1},
+    "no_general": {"book": 15, "paper": 4},
+    # The open real files hold no textbooks: reference articles take their place, and dialogues are a source of their own.
+    "public": {"reference": 12, "abstract": 4, "dialogue": 3, "general": 1},
+    "public_no_general": {"reference": 12, "abstract": 4, "dialogue": 3},
+    "public_abstracts": {"abstract": 19, "general": 1},
+}
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
+PUBLIC_ROLES = {"reference": "web", "abstract": "paper", "dialogue": "dialogue"}  # source of a mixture -> kind of a public set
+CORPUS_FIELDS = ("text", "source", "language", "id")
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of equal length; a document starts wherever position_ids is 0, and nothing is predicted across a start."""
+
+    input_ids: np.ndarray     # (rows, sequence) int32
+    labels: np.ndarray        # (rows, sequence) int32; IGNORE_INDEX where nothing is learned
+    position_ids: np.ndarray  # (rows, sequence) int32, counted from 0 within each piece
+    pieces: np.ndarray        # (pieces, 3) int32: row, document, length in tokens
+
+    @property
+    def fingerprint(self):
+        """A hash of what the model would see."""
+        parts = (np.ascontiguousarray(a).tobytes() for a in (self.input_ids, self.labels, self.position_ids))
+        return hashlib.sha256(b"|".join([str(self.input_ids.shape).encode(), *parts])).hexdigest()[:16]
+
+    @property
+    def tokens(self):
+        """Number of tokens, padding not counted."""
+        return int(self.pieces[:, 2].sum())
+
+def read_corpus(path):
+    """Records {text, source, language, id, meta} of a JSONL file; ValueError names file, line and field of a bad record."""
+    path, records = Path(path), []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            records.append(_check_record(path, number, line))
+    if not records:
+        raise ValueError(f"{path}: the corpus is empty; expected one JSON record a line with {', '.join(CORPUS_FIELDS)}")
+    return records
+
+def _check_record(path, number, line):
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}: broken JSON ({error.msg}, column {error.colno}); mend or delete it") from None
+    for field in CORPUS_FIELDS:
+        if not isinstance(record, dict) or not isinstance(record.get(field), str) or not record[field].strip():
+            raise ValueError(f"{path}, line {number}, field {field!r}: a non-empty string is needed")
+    return record
+
+def select_language(records, language):
+    """The records of one language; ValueError when there is none."""
+    chosen = [record for record in records if record["language"] == language]
+    if not chosen:
+        known = ", ".join(sorted({record["language"] for record in records})) or "none"
+        raise ValueError(f"no document in language {language!r}; the corpus has: {known}")
+    return chosen
+
+# --- from records to rows -----------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What the filters kept and dropped."""
+
+    documents: dict   # source -> kept records
+    dropped: list     # of {id, source, language, reason, sample}
+
+@dataclass(frozen=True)
+class Prepared:
+    """Text ready for training: per source the cleaned documents and their rows, what is held out, what was dropped."""
+
+    tokenizer: object
+    documents: dict   # source -> kept records, in the order of the packed document numbers
+    packed: dict      # source -> Packed, for training
+    held_out: dict    # source -> Packed, never trained on
+    dropped: list     # of {id, source, language, reason, sample}
+
+def world_sources(profile, language="en", *, fictional=False, seed=0):
+    """{source: records} of the controlled world, at the sizes of a profile, as they come: dirt, duplicates and all."""
+    known = world.load_world(number_of_diseases=profile.number_of_diseases, fictional=fictional)
+    return {"book": world.books(known, language, copies=profile.book_copies, seed=seed),
+            "paper": world.papers(known, language, documents=profile.papers, seed=seed),
+            "web": world.web_pages(known, language, documents=profile.web_pages, seed=seed),
+            "general": world.general_text(known, language, documents=profile.general_pages, seed=seed)}
+
+def load_sources(profile, data_dir="", *, languages=("en",), seed=0):
+    """{source: records} as they come: of the controlled world, or of the real files in `data_dir` (English) plus general text."""
+    if data_dir:
+        real = sources.load_corpus(data_dir)
+        grouped = {role: [record for record in real if record["meta"]["kind"] == kind] for role, kind in PUBLIC_ROLES.items()}
+        found = {role: records for role, records in grouped.items() if records}
+        return found | {"general": world_sources(profile, seed=seed)["general"]}
+    per_language = [world_sources(profile, language, seed=seed) for language in languages]
+    return {source: [record for made in per_language for record in made[source]] for source in per_language[0]}
+
+def clean_sources(raw):
+    """{source: records} after the filters, and what they dropped: a Cleaned with `documents` and `dropped`."""
+    kept, dropped = {}, []
+    for source, records in raw.items():
+        kept[source], gone = filters.clean(records, filters.steps_for(source, thresholds=filters.WORLD_THRESHOLDS))
+        dropped += gone
+        if not kept[source]:
+            raise ValueError(f"source {source!r}: none of its {len(records)} documents passed the filters")
+    return Cleaned(kept, dropped)
+
+def document_table(documents, tokenizer):
+    """One line a document: source, language, tokens, characters."""
+    import pandas as pd
+    return pd.DataFrame({"source": source, "language": record["language"], "tokens": int(tokens), "characters": len(record["text"])}
+                        for source, records in documents.items()
+                        for record, tokens in zip(records, count_tokens(tokenizer, [r["text"] for r in records])))
+
+def prepare(raw, profile, *, tokenizer=None, held_out_share=0.05):
+    """Clean, split by document, tokenise and pack {source: records}; a tokenizer is trained where none is given."""
+    kept, dropped = (cleaned := clean_sources(raw)).documents, cleaned.dropped
+    parts = {source: split_held_out(records, held_out_share) for source, records in kept.items()}
+    training = {source: part[0] for source, part in parts.items()}
+    if tokenizer is None:
+        texts = (record["text"] for records in training.values() for record in records)
+        tokenizer = train_tokenizer(texts, profile.vocabulary_size)
+    rows = functools.partial(pack_records, tokenizer=tokenizer, sequence_length=profile.sequence_length)
+    return Prepared(tokenizer, training, {source: rows(part[0]) for source, part in parts.items()},
+                    {source: rows(part[1]) for source, part in parts.items()}, dropped)
+
+def split_held_out(records, share):
+    """(training, held-out) documents, parts of one document together; each holds one at least."""
+    training, held = sources.split_documents(records, test_share=share, seed=0)
+    if not held or not training:  # too few documents for the share: one document goes to the empty side
+        first = records[0]["meta"].get("document", records[0]["id"])
+        one = [record for record in records if record["meta"].get("document", record["id"]) == first]
+        rest = [record for record in records if record not in one]
+        if not rest:
+            raise ValueError(f"a source needs at least two documents, one to train on and one to hold out; there is only {first!r}")
+        training, held = (rest, one) if not held else (one, rest)
+    return training, held
+
+def pack_records(records, *, tokenizer, sequence_length):
+    """Packed rows of the records' texts."""
+    documents = encode(tokenizer, [record["text"] for record in records])
+    return pack_documents(documents, sequence_length, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id)
+
+def mixed(prepared, name):
+    """{source: (Packed, weight)} of one of MIXTURES, as lib.training.train takes it."""
+    missing = set(MIXTURES[name]) - set(prepared.packed)
+    if missing:
+        raise ValueError(f"mixture {name!r} needs the source {', '.join(sorted(missing))}; there are {', '.join(prepared.packed)}")
+    return {source: (prepared.packed[source], weight) for source, weight in MIXTURES[name].items()}
+
+def count_exposures(prepared, mixture, *, steps, rows_per_step, seed):
+    """{fact: times it was stated} in the rows of the first `steps` steps; a cut document counts by its share of tokens."""
+    weights = tuple(weight for _, weight in mixture.values())
+    sizes = tuple(len(packed.input_ids) for packed, _ in mixture.values())
+    times = [np.zeros(size, int) for size in sizes]
+    for step in range(steps):
+        for source, row in rows_of_step(step, rows_per_step, weights=weights, sizes=sizes, seed=seed):
+            times[source][row] += 1
+    exposures = {}
+    for seen, (source, (packed, _)) in zip(times, mixture.items()):
+        lengths = np.bincount(packed.pieces[:, 1], weights=packed.pieces[:, 2])
+        tokens = np.bincount(packed.pieces[:, 1], weights=packed.pieces[:, 2] * seen[packed.pieces[:, 0]])
+        for record, share in zip(prepared.documents[source], tokens / lengths):
+            for fact, count in record["meta"].get("facts", {}).items():
+                exposures[fact] = exposures.get(fact, 0.0) + share * count
+    return exposures
+
+def train_tokenizer(texts, vocabulary_size):
+    """A byte-level BPE tokenizer (any text can be encoded) as a Hugging Face fast tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+def encode(tokenizer, texts):
+    """Token ids of each text, without special tokens."""
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+def count_tokens(tokenizer, texts):
+    """Tokens of each text, without special tokens, as an array."""
+    return np.array([len(ids) for ids in encode(tokenizer, texts)])
+
+def pack_documents(documents, sequence_length, *, bos, eos):
+    """Fill rows with documents one after another; a document that does not fit goes on in the next row.
+
+    documents: lists of token ids. No padding but in the last row. The first token of every piece carries no label, for
+    nothing in its row precedes it.
+
+    >>> packed = pack_documents([[5, 6, 7], [8, 9]], 4, bos=1, eos=2)
+    >>> packed.input_ids.tolist(), packed.position_ids.tolist()
+    ([[1, 5, 6, 7], [2, 1, 8, 9], [2, 0, 0, 0]], [[0, 1, 2, 3], [0, 0, 1, 2], [0, 0, 0, 0]])
+    >>> packed.labels.tolist()
+    [[-100, 5, 6, 7], [-100, -100, 8, 9], [-100, -100, -100, -100]]
+    """
+    if not documents:
+        raise ValueError("no document to pack: the corpus is empty")
+    wrapped = [[bos, *document, eos] for document in documents]
+    total, pieces, place = sum(map(len, wrapped)), [], 0
+    rows = -(-total // sequence_length)
+    ids = np.zeros(rows * sequence_length, np.int32)
+    ids[:total] = np.concatenate([np.asarray(w, np.int32) for w in wrapped])
+    positions = np.zeros(rows * sequence_length, np.int32)
+    for number, document in enumerate(wrapped):
+        end = place + len(document)
+        while place < end:
+            row, offset = divmod(place, sequence_length)
+            length = min(end - place, sequence_length - offset)
+            positions[place:place + length] = np.arange(length)
+            pieces.append((row, number, length))
+            place += length
+    return _packed(ids.reshape(rows, -1), positions.reshape(rows, -1), None, pieces)
+
+def pack_examples(examples, sequence_length):
+    """Put whole (prompt ids, response ids) examples into rows, best fit first; only the response is learned.
+
+    Raises ValueError for an example that is longer than a row: it must be shortened where it is made.
+
+    >>> packed = pack_examples([([5, 6, 7], [8, 9]), ([4], [3])], 8)
+    >>> packed.labels.tolist()
+    [[-100, -100, -100, 8, 9, -100, 3, -100]]
+    """
+    lengths = [len(prompt) + len(response) for prompt, response in examples]
+    if not examples:
+        raise ValueError("no instruction example to pack")
+    if max(lengths) > sequence_length:
+        worst = int(np.argmax(lengths))
+        raise ValueError(f"instruction example {worst} has {lengths[worst]} tokens; a row holds {sequence_length}")
+    rows = _best_fit(lengths, sequence_length)
+    ids = np.zeros((len(rows), sequence_length), np.int32)
+    labels = np.full_like(ids, IGNORE_INDEX)
+    positions, pieces = np.zeros_like(ids), []
+    for row, members in enumerate(rows):
+        place = 0
+        for number in members:
+            prompt, response = examples[number]
+            end = place + lengths[number]
+            ids[row, place:end] = [*prompt, *response]
+            labels[row, place + len(prompt):end] = response
+            positions[row, place:end] = np.arange(lengths[number])
+            pieces.append((row, number, lengths[number]))
+            place = end
+    return _packed(ids, positions, labels, pieces)
+
+def _best_fit(lengths, sequence_length):
+    """Rows of example numbers: longest first, each into the fullest row that still holds it."""
+    rows, room = [], {}  # room: free tokens -> row numbers
+    for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fitting = [space for space in room if space >= lengths[number]]
+        if fitting:
+            space = min(fitting)
+            row = room[space].pop()
+            if not room[space]:
+                del room[space]
+        else:
+            row, space = len(rows), sequence_length
+            rows.append([])
+        rows[row].append(number)
+        room.setdefault(space - lengths[number], []).append(row)
+    return rows
+
+def _packed(ids, positions, labels, pieces):
+    labels = np.where(positions > 0, ids if labels is None else labels, IGNORE_INDEX).astype(np.int32)  # nothing precedes a start
+    return Packed(ids, labels, positions, np.array(pieces, np.int32).reshape(-1, 3))
+
+# --- the mixture -------------------------------------------------------------------------------------------------------
+
+@functools.cache
+def mixture_pattern(weights):
+    """The order of sources in one period of sum(weights) rows, spread as evenly as whole rows allow.
+
+    >>> mixture_pattern((3, 1))
+    (0, 0, 1, 0)
+    """
+    total, credit, pattern = sum(weights), [0] * len(weights), []
+    for _ in range(total):
+        credit = [have + weight for have, weight in zip(credit, weights)]
+        source = max(range(len(weights)), key=lambda s: (credit[s], -s))
+        credit[source] -= total
+        pattern.append(source)
+    return tuple(pattern)
+
+@functools.lru_cache(maxsize=64)
+def _permutation(seed, source, epoch, rows):
+    return np.random.default_rng([seed, source, epoch]).permutation(rows)
+
+def rows_of_step(step, rows_per_step, *, weights, sizes, seed):
+    """(source, row) of every row in the global batch of one step: a pure function, so resuming costs nothing.
+
+    weights: whole numbers, rows of each source per period (15, 4, 1). sizes: packed rows of each source. A source is read
+    in a new seeded order each time it is exhausted.
+    """
+    pattern, chosen = mixture_pattern(tuple(weights)), []
+    for slot in range(step * rows_per_step, (step + 1) * rows_per_step):
+        period, place = divmod(slot, len(pattern))
+        source = pattern[place]
+        ordinal = period * weights[source] + pattern[:place].count(source)
+        epoch, row = divmod(ordinal, sizes[source])
+        chosen.append((source, int(_permutation(seed, source, epoch, sizes[source])[row])))
+    return chosen
+
+def steps_per_epoch(packed_rows, rows_per_step, *, share):
+    """Steps of one pass over a source that fills `share` of every batch (PMC-LLaMA: an epoch is one pass over the books).
+
+    >>> steps_per_epoch(300, 20, share=15 / 20)
+    20
+    """
+    return max(1, round(packed_rows / (rows_per_step * share)))

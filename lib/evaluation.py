@@ -1,0 +1,190 @@
+"""A model on a benchmark: one row per item, kept beside the model, and the tables that follow from the rows."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib import benchmarks, sources, statistics, training, world
+from lib.corpora import count_exposures
+from lib.generation import generate, option_loglikelihoods, perplexity
+from lib.models import load_model
+from lib.results import append_row, read_rows
+
+METHODS = {"loglikelihood": "predicted_loglikelihood", "generation": "predicted_generation"}
+
+def evaluate(folder, benchmark, *, max_new_tokens=48, methods=tuple(METHODS), chunk=200):
+    """Rows of one model on one exam: prompt, log-likelihood of each option, completion, both predictions.
+
+    folder: a stage folder of lib.training (its model/ is used) or a model folder. Rows are appended to
+    evaluations/<exam>-<fingerprint>.jsonl beside the model after every `chunk` items, so that a rerun goes on where it stopped.
+    """
+    folder = Path(folder)
+    name = f"{benchmark.name}-{benchmark.fingerprint}-{'+'.join(methods)}-{max_new_tokens}.jsonl"
+    path = folder / "evaluations" / name
+    rows = read_rows(path)
+    if len(rows) < len(benchmark.items):
+        model, tokenizer = load_model(folder / "model" if (folder / "model").is_dir() else folder)
+        for start in range(len(rows), len(benchmark.items), chunk):
+            for row in score_items(model, tokenizer, benchmark, benchmark.items[start:start + chunk], methods, max_new_tokens):
+                append_row(path, row)
+        rows = read_rows(path)
+    return rows
+
+def score_items(model, tokenizer, benchmark, items, methods=tuple(METHODS), max_new_tokens=48):
+    """One row for each item; the option with the highest summed log-likelihood after "The answer is" is the prediction."""
+    prompts = [benchmark.prompt(item) for item in items]
+    rows = [{"id": item["id"], "exam": benchmark.name, "answer_idx": item["answer_idx"], "options": len(item["options"]),
+             "fact": item.get("meta_info", {}).get("fact", item["id"]), "prompt": prompt} for item, prompt in zip(items, prompts)]
+    if "loglikelihood" in methods:
+        asked = [benchmark.options(item) for item in items]
+        requests = [(prompt + stem, list(options.values())) for prompt, (stem, options) in zip(prompts, asked)]
+        for row, item, scores in zip(rows, items, option_loglikelihoods(model, tokenizer, requests)):
+            letters = list(item["options"])
+            row["loglikelihood"] = {letter: round(float(score), 4) for letter, score in zip(letters, scores[:, 0])}
+            row["predicted_loglikelihood"] = letters[int(np.argmax(scores[:, 0]))]
+    if "generation" in methods:
+        rule = benchmarks.EXTRACTION_RULES[benchmark.extraction]
+        for row, item, text in zip(rows, items, generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)):
+            row["completion"], row["predicted_generation"] = text, rule(text, item)
+            row["predicted_letter"] = benchmarks.option_letter_v1(text, item)
+    return rows
+
+def completions(folder, prompts, *, max_new_tokens=48):
+    """The greedy continuation of each prompt by a stage's model."""
+    model, tokenizer = load_model(training.model_folder(folder))
+    return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+
+def correct(rows, method="loglikelihood"):
+    """1 where the prediction is right, else 0 (unparsed answers are wrong), as an array in item order."""
+    return np.array([row[METHODS[method]] == row["answer_idx"] for row in rows], dtype=float)
+
+def accuracy_row(rows, *, method="loglikelihood", chance=None):
+    """{items, correct, accuracy, low, high, unparsed, accuracy_parsed, chance} of one model on one exam.
+
+    The interval is Clopper-Pearson's; unparsed answers count as wrong in `accuracy` and are left out of `accuracy_parsed`.
+    """
+    if not rows:
+        raise ValueError("no rows to score: the benchmark has no items")
+    right, column = correct(rows, method), METHODS[method]
+    unparsed = sum(row[column] is None for row in rows)
+    low, high = statistics.clopper_pearson(int(right.sum()), len(rows))
+    parsed = len(rows) - unparsed
+    return {"items": len(rows), "correct": int(right.sum()), "accuracy": right.mean(), "low": float(low), "high": float(high),
+            "unparsed": unparsed, "accuracy_parsed": right.sum() / parsed if parsed else math.nan,
+            "chance": chance if chance is not None else np.mean([1 / row["options"] for row in rows])}
+
+def compare(rows_a, rows_b, *, method="loglikelihood", seed=0):
+    """Accuracy of a minus b on the same items, with a bootstrap interval over facts and McNemar's exact p-value."""
+    if [row["id"] for row in rows_a] != [row["id"] for row in rows_b]:
+        raise ValueError("two models can be compared only on the same items in the same order")
+    return statistics.paired_difference(correct(rows_a, method), correct(rows_b, method), seed=seed,
+                                        clusters=[row["fact"] for row in rows_a])
+
+def score_table(folders, exams, *, method="loglikelihood"):
+    """One line a model and exam. folders: {model name: stage folder}; exams: list of Benchmark."""
+    return pd.DataFrame([{"model": name, "exam": exam.name} | accuracy_row(evaluate(folder, exam), method=method, chance=exam.chance)
+                         for name, folder in folders.items() for exam in exams])
+
+# --- the exams of the notebooks ------------------------------------------------------------------------------------------
+
+def world_exams(profile, *, part="test", language="en", seed=0, items=None):
+    """{name: items} of the three English exams, on the training or the held-out diseases of the controlled world.
+
+    recall stands for MedMCQA, vignette for MedQA, abstract for PubMedQA; abstracts of the training part use four of the six
+    wordings of each result, so that the test also asks for unseen ones.
+    """
+    known = world.load_world(number_of_diseases=profile.number_of_diseases)
+    diseases = world.split_diseases(known, test_share=0.6)[part == "test"]
+    number, seed = items or (profile.test_items if part == "test" else profile.training_questions), 1000 * (part == "test") + seed
+    return {"vignette": world.vignette_exam(known, language, diseases, items=number, seed=seed),
+            "recall": world.recall_exam(known, language, diseases, items=number, seed=seed),
+            "abstract": world.abstract_exam(known, language, diseases, items=number, seed=seed,
+                                            wording_range=range(6 if part == "test" else 4))}
+
+def exams(profile, data_dir="", *, seed=0, template="short"):
+    """The three test exams as benchmarks: of the controlled world, or MedQA, MedMCQA and PubMedQA from `data_dir`."""
+    items = ({name: sources.load_exam(data_dir, name, items=profile.test_items, seed=seed) for name in ("medqa_us_4opt", "medmcqa", "pubmedqa")}
+             if data_dir else world_exams(profile, seed=seed))
+    return [benchmarks.make_exam(name, some, template=template) for name, some in items.items()]
+
+def injection_exams(profile, data_dir="", *, seed=0):
+    """What a model that was never tuned is asked: unfinished sentences on held-out diseases and everyday facts, or real exams."""
+    known = world.load_world(number_of_diseases=profile.number_of_diseases)
+    everyday = benchmarks.make_completion_exam("everyday", world.everyday_exam(known, "en", items=profile.test_items, seed=seed))
+    if data_dir:
+        return [*exams(profile, data_dir, seed=seed), everyday]
+    return [benchmarks.make_completion_exam("recall", world_exams(profile, seed=seed)["recall"]), everyday]
+
+# --- the tables of continued pre-training --------------------------------------------------------------------------------
+
+def loss_curve(folder, *, points=60):
+    """Tokens seen and loss of a stage, averaged into at most `points` stretches."""
+    frame = pd.DataFrame(training.read_metrics(folder))[["tokens", "loss"]]
+    return frame.groupby(np.arange(len(frame)) * points // len(frame)).agg({"tokens": "max", "loss": "mean"}).reset_index(drop=True)
+
+def curve_scores(base, stages, tests):
+    """Accuracy of every kept model of every stage on every exam, the base model at 0 tokens included."""
+    lines = []
+    for name, folder in stages.items():
+        tokens = {row["step"]: int(row["tokens"]) for row in training.read_metrics(folder)}
+        for step, model in {0: base, **training.kept_models(folder)}.items():
+            lines += [{"mixture": name, "tokens": tokens.get(step, 0), "exam": test.name}
+                      | accuracy_row(evaluate(model, test, methods=("loglikelihood",)), chance=test.chance) for test in tests]
+    return pd.DataFrame(lines)
+
+def perplexity_table(folders, held_out):
+    """Perplexity per token of each model on held-out rows of each source: one line a source, one column a model."""
+    columns = {}
+    for name, folder in folders.items():
+        model, _ = load_model(training.model_folder(folder))
+        columns[name] = {source: math.exp(perplexity(model, packed)[0]) for source, packed in held_out.items()}
+    return pd.DataFrame(columns).rename_axis("source").reset_index()
+
+def exposure_curve(folder, prepared, mixture, test, *, seed=0):
+    """Recall by the number of times a fact had been stated, over all kept models of a stage; empty where facts are not known."""
+    stage, pairs = json.loads((Path(folder) / "stage.json").read_text())["stage"], []
+    for step, model in training.kept_models(folder).items():
+        counts = count_exposures(prepared, mixture, steps=step, rows_per_step=stage["rows_per_step"], seed=seed)
+        rows = evaluate(model, test, methods=("loglikelihood",))
+        pairs += [(counts.get(row["fact"], 0.0), right) for row, right in zip(rows, correct(rows)) if counts]
+    if not pairs:
+        return pd.DataFrame()
+    frame = pd.DataFrame(pairs, columns=["exposures", "right"]).sort_values("exposures", ignore_index=True)
+    lines = [{"model": "injected", "exposures": part["exposures"].mean(), "items": len(part), "accuracy": part["right"].mean()}
+             | dict(zip(("low", "high"), map(float, statistics.clopper_pearson(int(part["right"].sum()), len(part)))))
+             for _, part in frame.groupby(frame.index * 12 // len(frame))]
+    return pd.DataFrame(lines)
+
+def exposures_for(curve, *, chance):
+    """Statements needed to come half-way from chance to certainty, between the two points of the curve around it; NaN if never."""
+    half = chance + (1 - chance) / 2
+    for before, after in zip(curve.itertuples(), list(curve.itertuples())[1:]):
+        if before.accuracy < half <= after.accuracy:
+            share = (half - before.accuracy) / (after.accuracy - before.accuracy)
+            return before.exposures + share * (after.exposures - before.exposures)
+    return math.nan
+
+def training_speed(folder):
+    """Median tokens per second and MFU over the steps of a stage, and its precision."""
+    frame = pd.DataFrame(training.read_metrics(folder))
+    stage = json.loads((Path(folder) / "stage.json").read_text())["stage"]
+    return {"tokens_per_second": float(frame["tokens_per_second"].median()), "mfu": float(frame["mfu"].median()),
+            "precision": stage["precision"]}
+
+def injection_findings(scores, perplexities, names, tests):
+    """The numbers that notebook 02 quotes: recall and everyday facts before and after, perplexity per source."""
+    last, first = scores[scores["tokens"] == scores["tokens"].max()], scores[scores["tokens"] == 0]
+    found = {"chance": tests[0].chance}
+    for exam in scores["exam"].unique():
+        after = last[(last["exam"] == exam) & (last["mixture"] == names[0])].iloc[0]
+        without = last[(last["exam"] == exam) & (last["mixture"] == names[1])].iloc[0]
+        found |= {f"{exam}_base": first[first["exam"] == exam].iloc[0]["accuracy"], f"{exam}_injected": after["accuracy"],
+                  f"{exam}_injected_low": after["low"], f"{exam}_injected_high": after["high"], f"{exam}_without_general": without["accuracy"]}
+    # With real data the first exam and the first source stand where recall and the textbooks are quoted.
+    found |= {f"recall{name.removeprefix(tests[0].name)}": value for name, value in found.items() if name.startswith(tests[0].name)}
+    for row in [("book", *perplexities.iloc[0, 1:]), *perplexities.itertuples(index=False)]:
+        found |= {f"perplexity_{row[0]}_base": row[1], f"perplexity_{row[0]}_injected": row[2], f"perplexity_{row[0]}_without_general": row[3]}
+    return found

@@ -1,0 +1,124 @@
+"""Prompts and answers: templates, MedC-I style instruction data from the controlled world, response-only labels."""
+
+import random
+
+from lib.corpora import IGNORE_INDEX, pack_examples
+from lib.world import ATTRIBUTES, _join, fill, sentence, term, wordings
+
+# The Alpaca template that PMC-LLaMA used (JAMIA text, PAPERS A1.1 P15), and the same without its two opening sentences,
+# for models whose whole context is a few hundred tokens.
+TEMPLATES = {
+    "alpaca": ("Below is an instruction that describes a task, paired with an input that provides further context. "
+               "Write a response that appropriately completes the request.\n\n"
+               "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"),
+    "short": "### Instruction:\n{instruction}\n### Input:\n{input}\n### Response:\n",
+}
+ZERO_SHOT_INSTRUCTION = "Make a choice based on the question and options."  # PMC-LLaMA, section 4.2
+
+def render_prompt(record, *, template="short"):
+    """The text before the response of one {instruction, input, output} record.
+
+    >>> render_prompt({"instruction": "Answer.", "input": "Is water wet?", "output": "yes"})
+    '### Instruction:\\nAnswer.\\n### Input:\\nIs water wet?\\n### Response:\\n'
+    """
+    return TEMPLATES[template].format(instruction=record["instruction"], input=record["input"])
+
+def exam_input(item):
+    """Question, context if there is one, and lettered options as PMC-LLaMA printed them.
+
+    >>> exam_input({"question": "Best drug?", "context": "", "options": {"A": "x", "B": "y"}})
+    '###Question: Best drug?\\n###Options: A. x B. y'
+    """
+    context = f"###Context: {item['context']}\n" if item["context"] else ""
+    options = " ".join(f"{letter}. {text}" for letter, text in item["options"].items())
+    return f"{context}###Question: {item['question']}\n###Options: {options}"
+
+def exam_answer(item, *, rationale=False):
+    """The response that is learned: the option's text and its letter, after the rationale where one is wanted.
+
+    >>> item = {"rationale": "X is best.", "answer": "x", "answer_idx": "A", "language": "en"}
+    >>> exam_answer(item), exam_answer(item, rationale=True)
+    ('The answer is x. OPTION A IS CORRECT.', 'X is best. The answer is x. OPTION A IS CORRECT.')
+    """
+    stem = wordings(item["language"])["phrases"]["answer_is"]
+    parts = [item["rationale"]] if rationale else []
+    return " ".join([*parts, f"{stem} {item['answer']}.", f"OPTION {item['answer_idx']} IS CORRECT."])
+
+def exam_record(item, *, instruction=ZERO_SHOT_INSTRUCTION, rationale=False):
+    """An exam item as an instruction record {instruction, input, output}."""
+    return {"instruction": instruction, "input": exam_input(item), "output": exam_answer(item, rationale=rationale)}
+
+def training_instructions(language, kind):
+    """The paraphrases that training may use: the first two thirds; the rest is kept to test unseen wordings."""
+    pool = wordings(language)["instructions"][kind]
+    return pool[:len(pool) * 2 // 3]
+
+def unseen_instructions(language, kind):
+    """The paraphrases that no training example carries."""
+    pool = wordings(language)["instructions"][kind]
+    return pool[len(pool) * 2 // 3:]
+
+def task_records(items):
+    """Task-specific fine-tuning: one fixed instruction, the answer alone (PMC-LLaMA section 4.2, first setting)."""
+    return [exam_record(item) for item in items]
+
+def rationale_records(items, *, seed, paraphrased=True):
+    """Rationale QA: every question twice, with and without its rationale (MMedLM), the instruction drawn per sample."""
+    draw = random.Random(f"rationale {seed}")
+    return [exam_record(item, rationale=rationale, instruction=draw.choice(training_instructions(item["language"], "exam"))
+                        if paraphrased else ZERO_SHOT_INSTRUCTION)
+            for item in items for rationale in (False, True)]
+
+def dialogue_records(world, language, diseases, *, records, seed):
+    """Patient-doctor dialogues on the given diseases: one question, one answer, with greeting and closing."""
+    draw, words = random.Random(f"dialogue {language} {seed}"), wordings(language)
+    made = []
+    for _ in range(records):
+        disease, attribute = draw.choice(diseases), draw.choice(ATTRIBUTES)
+        block, phrases = words["attributes"][attribute], words["phrases"]
+        question = sentence(world, disease, attribute, language, draw.choice(block["patient"]))
+        answer = sentence(world, disease, attribute, language, draw.choice(block["doctor"]))
+        made.append({"instruction": draw.choice(training_instructions(language, "dialogue")),
+                     "input": _join([draw.choice(phrases["greeting"]), question], language),
+                     "output": _join([answer, draw.choice(phrases["closing"])], language)})
+    return made
+
+def knowledge_graph_records(world, language, diseases, *, records, seed):
+    """UMLS-like prompts: a disease to its description, a pair of concepts to their relation."""
+    draw, words = random.Random(f"knowledge graph {language} {seed}"), wordings(language)
+    made = []
+    for i in range(records):
+        disease, attribute = draw.choice(diseases), draw.choice(ATTRIBUTES)
+        name, value = term(world, disease, "name", language), term(world, disease, attribute, language)
+        if i % 2:
+            said = [sentence(world, disease, a, language, draw.choice(words["relation"][a])) for a in draw.sample(ATTRIBUTES, 3)]
+            made.append({"instruction": draw.choice(training_instructions(language, "description")), "input": name,
+                         "output": _join(said, language)})
+        else:
+            made.append({"instruction": draw.choice(training_instructions(language, "relation")), "input": f"{name}; {value}",
+                         "output": fill(draw.choice(words["relation"][attribute]), disease=name, value=value)})
+    return made
+
+def sft_labels(prompt_ids, response_ids):
+    """(input ids, labels) of one example: only the response is learned.
+
+    >>> sft_labels([5, 6, 7], [8, 9])
+    ([5, 6, 7, 8, 9], [-100, -100, -100, 8, 9])
+    """
+    return [*prompt_ids, *response_ids], [IGNORE_INDEX] * len(prompt_ids) + list(response_ids)
+
+def encode_examples(records, tokenizer, *, sequence_length, template="short"):
+    """((prompt ids, response ids) of each record, number left out because they exceed a row); bos before, eos after."""
+    prompts = tokenizer([render_prompt(r, template=template) for r in records], add_special_tokens=False)["input_ids"]
+    responses = tokenizer([r["output"] for r in records], add_special_tokens=False)["input_ids"]
+    examples = [([tokenizer.bos_token_id, *prompt], [*response, tokenizer.eos_token_id])
+                for prompt, response in zip(prompts, responses)]
+    fitting = [(p, r) for p, r in examples if len(p) + len(r) <= sequence_length]
+    return fitting, len(examples) - len(fitting)
+
+def pack_records(records, tokenizer, sequence_length, *, template="short"):
+    """Packed rows of instruction records; those that exceed a row are left out, and it is an error when that is most of them."""
+    fitting, left_out = encode_examples(records, tokenizer, sequence_length=sequence_length, template=template)
+    if left_out > len(fitting):
+        raise ValueError(f"{left_out} of {len(records)} instruction records exceed {sequence_length} tokens; raise tuning_length")
+    return pack_examples(fitting, sequence_length)

@@ -1,0 +1,470 @@
+"""Rows of a model on an exam: right, resumable and counted as by hand; the ablation is the published table, row by row."""
+
+import csv
+import json
+import math
+import random
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from lib import ablations, benchmarks, corpora, evaluation, instructions, training, world
+from lib.models import load_model
+from lib.profiles import PROFILES, Architecture
+from lib.results import REPOSITORY, read_rows, start_run
+
+METALS = ("iron", "zinc", "gold", "lead")
+SAID = "The answer is iron. OPTION C IS CORRECT."  # whatever is asked, and whatever letter iron has
+
+
+def metal_items(number, *, seed):
+    """Items with the four metals in any order; every fourth has the right answer "iron"."""
+    draw, items = random.Random(seed), []
+    for i in range(number):
+        options = dict(zip("ABCD", draw.sample(METALS, 4)))
+        answer = METALS[i % 4]
+        items.append({"id": f"metal-{seed}-{i}", "language": "en", "question": f"Which metal is number {draw.randint(10, 99)}?",
+                      "context": "", "options": options, "answer": answer, "rationale": "",
+                      "answer_idx": next(letter for letter, text in options.items() if text == answer),
+                      "meta_info": {"fact": f"metal.{i % 6}"}})
+    return items
+
+
+@pytest.fixture(scope="module")
+def parrot(tmp_path_factory):
+    """The folder of a stage that was trained for a few steps to give one and the same answer."""
+    records = [instructions.exam_record(item) | {"output": SAID} for item in metal_items(32, seed=0)]
+    tokenizer = corpora.train_tokenizer([instructions.render_prompt(record) + record["output"] for record in records], 400)
+    stage = training.Stage("parrot", steps=70, rows_per_step=4, micro_batch_size=4, peak_learning_rate=1e-2, precision="float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNS_ROOT", str(tmp_path_factory.mktemp("runs")))
+        mixture = {"instructions": (instructions.pack_records(records, tokenizer, 160), 1)}
+        return training.train(stage, mixture, base=Architecture(32, 2, 2, 64, vocabulary_size=400), tokenizer=tokenizer, progress=None)
+
+
+@pytest.fixture
+def folder(parrot, tmp_path):
+    """A copy of the stage of its own, without any evaluation."""
+    return shutil.copytree(parrot, tmp_path / "parrot", ignore=shutil.ignore_patterns("evaluations"))
+
+
+@pytest.fixture(scope="module")
+def exam():
+    return benchmarks.make_exam("metals", metal_items(12, seed=1))
+
+
+# --- rows --------------------------------------------------------------------------------------------------------------
+
+def test_a_model_that_repeats_one_answer_is_scored_so(folder, exam):
+    """It says "iron" to everything: its prediction is the letter that iron has in each item, its accuracy the share of items
+    whose answer is iron, by both methods; the letter that it says, always C, is another column."""
+    rows = evaluation.evaluate(folder, exam)
+    iron = [next(letter for letter, text in item["options"].items() if text == "iron") for item in exam.items]
+    assert [row["completion"] for row in rows] == [SAID] * 12
+    assert [row["predicted_generation"] for row in rows] == iron
+    assert [row["predicted_loglikelihood"] for row in rows] == iron
+    assert [row["predicted_letter"] for row in rows] == ["C"] * 12
+    assert len(set(iron)) > 2
+    for method in evaluation.METHODS:
+        line = evaluation.accuracy_row(evaluation.evaluate(folder, exam), method=method)
+        assert (line["items"], line["correct"], line["accuracy"], line["unparsed"]) == (12, 3, 0.25, 0)
+    assert [row["id"] for row in rows] == [item["id"] for item in exam.items]
+    assert [row["prompt"] for row in rows] == [exam.prompt(item) for item in exam.items]
+    assert [row["fact"] for row in rows] == [item["meta_info"]["fact"] for item in exam.items]
+    table = evaluation.score_table({"parrot": folder}, [exam])
+    assert table[["model", "exam", "accuracy", "chance"]].values.tolist() == [["parrot", "metals", 0.25, 0.25]]
+    assert evaluation.completions(folder, [exam.prompt(exam.items[0])]) == [SAID]
+
+
+def test_loglikelihoods_are_those_of_full_logits(folder, exam):
+    """The whole text of one item is read at once, with no cache and no packing, and the option's own tokens are added up."""
+    row, item = evaluation.evaluate(folder, exam)[0], exam.items[0]
+    model, tokenizer = load_model(folder / "model")
+    stem, options = exam.options(item)
+    context = [tokenizer.bos_token_id, *tokenizer(exam.prompt(item) + stem, add_special_tokens=False)["input_ids"]]
+    for letter, text in options.items():
+        own = tokenizer(text, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            chances = model(torch.tensor([context + own]).to(model.device)).logits[0].double().log_softmax(-1)
+        naive = sum(chances[len(context) - 1 + i, token].item() for i, token in enumerate(own))
+        assert row["loglikelihood"][letter] == pytest.approx(naive, abs=1e-3)
+    assert len(set(row["loglikelihood"].values())) == 4
+    assert text == f" {item['options']['D']}."
+
+
+def test_a_completion_exam_is_scored_without_generation(folder):
+    """Unfinished sentences have log-likelihoods only; their rows go into a file of their own."""
+    known = world.load_world(number_of_diseases=24)
+    exam = benchmarks.make_completion_exam("recall", world.recall_exam(known, "en", known.diseases, items=4, seed=0))
+    rows = evaluation.evaluate(folder, exam, methods=("loglikelihood",))
+    assert all(set(row["loglikelihood"]) == set("ABCD") and "completion" not in row for row in rows)
+    assert rows[0]["predicted_loglikelihood"] == max(rows[0]["loglikelihood"], key=rows[0]["loglikelihood"].get)
+    assert len(list((folder / "evaluations").iterdir())) == 1
+    evaluation.evaluate(folder, benchmarks.make_exam("recall", exam.items), methods=("loglikelihood",))
+    evaluation.evaluate(folder, benchmarks.make_exam("recall", exam.items), max_new_tokens=2)
+    assert len(list((folder / "evaluations").iterdir())) == 3  # other prompts, other methods: other rows
+
+
+# --- resuming ------------------------------------------------------------------------------------------------------------
+
+class Scoring:
+    """lib.evaluation.score_items, counting items, and interrupted at a given call."""
+
+    original = staticmethod(evaluation.score_items)
+
+    def __init__(self, stop_at=None):
+        self.items, self.calls, self.stop_at = [], 0, stop_at
+
+    def __call__(self, model, tokenizer, benchmark, items, *rest):
+        self.calls += 1
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        self.items += [item["id"] for item in items]
+        return self.original(model, tokenizer, benchmark, items, *rest)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(parrot, exam, tmp_path_factory):
+    """The rows file that an evaluation without any interruption writes, as bytes."""
+    folder = shutil.copytree(parrot, tmp_path_factory.mktemp("undisturbed") / "stage", ignore=shutil.ignore_patterns("evaluations"))
+    evaluation.evaluate(folder, exam)
+    path, = (folder / "evaluations").iterdir()
+    return path.name, path.read_bytes()
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(folder, exam, undisturbed, monkeypatch):
+    """Five rows are written, then the process is stopped: the second call scores the other seven, the third none at all."""
+    name, content = undisturbed
+    monkeypatch.setattr(evaluation, "score_items", Scoring(stop_at=2))
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate(folder, exam, chunk=5)
+    assert len(read_rows(folder / "evaluations" / name)) == 5
+    monkeypatch.setattr(evaluation, "score_items", second := Scoring())
+    rows = evaluation.evaluate(folder, exam, chunk=5)
+    assert second.items == [item["id"] for item in exam.items[5:]]
+    assert (folder / "evaluations" / name).read_bytes() == content
+    monkeypatch.setattr(evaluation, "load_model", lambda *_: pytest.fail("nothing is left to score"))
+    assert evaluation.evaluate(folder, exam) == rows == [json.loads(line) for line in content.splitlines()]
+
+
+@pytest.mark.parametrize("lines", [0, 1, 7, 11])
+def test_a_torn_last_line_is_written_again(folder, exam, undisturbed, lines):
+    """A kill or a full disk leaves a part of a row: it is cut off, and the file ends as if nothing had happened."""
+    name, content = undisturbed
+    path = folder / "evaluations" / name
+    path.parent.mkdir()
+    complete = content.splitlines(keepends=True)
+    path.write_bytes(b"".join(complete[:lines]) + complete[lines][:len(complete[lines]) // 2])
+    evaluation.evaluate(folder, exam)
+    assert path.read_bytes() == content
+    assert len(complete) == 12
+
+
+def test_a_damaged_row_in_the_middle_is_an_error(folder, exam, undisturbed):
+    """It cannot be repaired by going on: the message names file and line."""
+    name, content = undisturbed
+    path = folder / "evaluations" / name
+    path.parent.mkdir()
+    complete = content.splitlines(keepends=True)
+    path.write_bytes(b"".join([*complete[:2], complete[2][:20] + b"\n", *complete[3:]]))
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}.*line 3"):
+        evaluation.evaluate(folder, exam)
+
+
+def test_rows_do_not_depend_on_the_chunk(folder, exam, undisturbed):
+    """Items are scored in batches; how many at a time must not change a completion or a prediction."""
+    rows = evaluation.evaluate(folder, exam, chunk=1)
+    for row, line in zip(rows, undisturbed[1].splitlines()):
+        expected = json.loads(line)
+        assert row.keys() == expected.keys()
+        assert row["loglikelihood"] == pytest.approx(expected["loglikelihood"], abs=2e-4)
+        assert row | {"loglikelihood": None} == expected | {"loglikelihood": None}
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path, exam):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no config.json"):
+        evaluation.evaluate(tmp_path / "empty", exam)
+    assert not (tmp_path / "empty" / "evaluations").exists()
+
+
+# --- accuracy ----------------------------------------------------------------------------------------------------------------
+
+def rows_of(predictions, answers, *, method="loglikelihood", facts=None, options=4):
+    """Rows as evaluate gives them, with what the tables read."""
+    return [{"id": f"q{i}", "fact": facts[i] if facts else f"f{i}", "answer_idx": answer, "options": options,
+             evaluation.METHODS[method]: None if prediction == "-" else prediction}
+            for i, (prediction, answer) in enumerate(zip(predictions, answers))]
+
+
+@pytest.mark.parametrize(("predictions", "answers", "right", "unparsed"), [
+    ("ABCDABCDAB", "ABCDAAAAAA", 6, 0), ("ABC-A--DAB", "ABCDAAAAAA", 5, 3), ("BBBB", "AAAA", 0, 0), ("AAAA", "AAAA", 4, 0),
+    ("----", "AAAA", 0, 4), ("A", "A", 1, 0)])
+def test_accuracy_is_a_hand_count_with_an_exact_interval(predictions, answers, right, unparsed):
+    """Unparsed answers are wrong in one accuracy and left out of the other; the interval is scipy's Clopper-Pearson."""
+    line = evaluation.accuracy_row(rows_of(predictions, answers, method="generation"), method="generation")
+    number = len(answers)
+    exact = stats.binomtest(right, number).proportion_ci(0.95, method="exact")
+    assert (line["items"], line["correct"], line["unparsed"], line["accuracy"]) == (number, right, unparsed, right / number)
+    assert (line["low"], line["high"]) == pytest.approx((exact.low, exact.high))
+    assert line["chance"] == 0.25
+    if unparsed == number:
+        assert math.isnan(line["accuracy_parsed"])
+    else:
+        assert line["accuracy_parsed"] == right / (number - unparsed)
+
+
+def test_chance_follows_the_options_and_nothing_is_refused():
+    mixed = rows_of("AB", "AA", options=4) + rows_of("AB", "AA", options=2)
+    assert evaluation.accuracy_row(mixed)["chance"] == 0.375
+    assert evaluation.accuracy_row(mixed, chance=0.3)["chance"] == 0.3
+    with pytest.raises(ValueError, match="no rows to score"):
+        evaluation.accuracy_row([])
+    assert evaluation.correct(mixed).tolist() == [1, 0, 1, 0]
+    assert evaluation.correct(rows_of("A-", "AA", method="generation"), "generation").tolist() == [1, 0]
+
+
+def test_comparison_by_hand():
+    """a is right on 7 of 10, b on 3, both on 2: five wins, one loss; with one item a fact the p-value is McNemar's."""
+    a, b, answers = "AAAAAAABBB", "AABBBBBABB", "AAAAAAAAAA"
+    gain = evaluation.compare(rows_of(a, answers), rows_of(b, answers))
+    assert (gain.value, gain.wins, gain.losses, gain.n) == (pytest.approx(0.4), 5, 1, 10)
+    assert gain.p_value == pytest.approx(stats.binomtest(1, 6).pvalue)
+    assert -0.1 <= gain.low < 0.4 < gain.high <= 0.8
+    back = evaluation.compare(rows_of(b, answers), rows_of(a, answers))
+    assert (back.value, back.wins, back.losses) == (pytest.approx(-0.4), 1, 5)
+    assert evaluation.compare(rows_of(a, answers), rows_of(a, answers)).p_value == 1
+
+
+def test_a_fact_that_is_asked_twice_counts_once():
+    """Two seeds, or two questions on one fact, are no independent evidence: interval and p-value must not shrink by them."""
+    a, b, answers = "AAAAAAABBB", "AABBBBBABB", "AAAAAAAAAA"
+    facts = [f"f{i}" for i in range(10)] * 2
+    once = evaluation.compare(rows_of(a, answers), rows_of(b, answers))
+    twice = evaluation.compare(rows_of(a * 2, answers * 2, facts=facts), rows_of(b * 2, answers * 2, facts=facts))
+    assert (twice.value, twice.n) == (pytest.approx(once.value), 10)
+    assert twice.p_value == pytest.approx(once.p_value)
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high), abs=0.02)
+
+
+@pytest.mark.parametrize("other", [rows_of("AAA", "AAA"), rows_of("AAAA", "AAAA")[::-1], [row | {"id": f"x{row['id']}"} for row in
+                                                                                      rows_of("AAAA", "AAAA")], []])
+def test_only_the_same_items_are_compared(other):
+    """Fewer items, another order, other items: a paired test would pair what does not belong together."""
+    with pytest.raises(ValueError, match="only on the same items in the same order"):
+        evaluation.compare(rows_of("AABB", "AAAA"), other)
+
+
+# --- curves ------------------------------------------------------------------------------------------------------------------
+
+def test_half_way_is_between_the_two_points_around_it():
+    """From chance 0.2 half-way to certainty is 0.6: between (10, 0.5) and (20, 0.7) that is 15 statements."""
+    curve = pd.DataFrame({"exposures": [0, 10, 20, 40], "accuracy": [0.2, 0.5, 0.7, 0.9]})
+    assert evaluation.exposures_for(curve, chance=0.2) == pytest.approx(15)
+    assert math.isnan(evaluation.exposures_for(curve.head(2), chance=0.2))
+
+
+def test_a_loss_curve_keeps_all_steps(folder):
+    """70 steps in 7 stretches: means of ten steps each, the last stretch ends at the last token."""
+    metrics = training.read_metrics(folder)
+    curve = evaluation.loss_curve(folder, points=7)
+    losses = [line["loss"] for line in metrics]
+    assert curve["loss"].tolist() == pytest.approx([np.mean(losses[i:i + 10]) for i in range(0, 70, 10)])
+    assert curve["tokens"].iloc[-1] == metrics[-1]["tokens"] == 70 * 4 * 160
+    assert curve["loss"].iloc[-1] < 0.5 < curve["loss"].iloc[0]  # and it learned
+    assert evaluation.training_speed(folder)["precision"] == "float32"
+
+
+# --- the exams of the notebooks ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["smoke", "small"])
+def test_no_fact_of_a_test_exam_is_asked_in_training(name):
+    """Recall and vignettes ask facts of diseases: those of the test are on diseases that no training question names."""
+    profile, facts, diseases = PROFILES[name], {}, {}
+    for part in ("train", "test"):
+        exams = evaluation.world_exams(profile, part=part)
+        items = [item for exam in exams.values() for item in exam]
+        facts[part] = {item["meta_info"]["fact"] for exam in ("recall", "vignette") for item in exams[exam]}
+        diseases[part] = {item["meta_info"]["disease"] for item in items}
+        number = profile.test_items if part == "test" else profile.training_questions
+        assert {exam: len(made) for exam, made in exams.items()} == dict.fromkeys(("vignette", "recall", "abstract"), number)
+        assert len({item["id"] for item in items}) == len(items)
+    assert not facts["train"] & facts["test"]
+    assert not diseases["train"] & diseases["test"]
+    assert not {item["question"] + item["context"] for item in ablations.training_items(profile)} & {
+        item["question"] + item["context"] for exam in evaluation.exams(profile) for item in exam.items}
+    assert min(len(part) for part in facts.values()) > 10
+
+
+def test_the_small_exams_can_show_an_effect_of_five_points():
+    """At least 300 items an exam, as many as the issue asks for, and chance where it should be."""
+    exams = {exam.name: exam for exam in evaluation.exams(PROFILES["small"])}
+    assert {name: (len(exam.items), exam.chance) for name, exam in exams.items()} == {
+        "vignette": (300, 0.25), "recall": (300, 0.25), "abstract": (300, pytest.approx(1 / 3))}
+    recall, everyday = evaluation.injection_exams(PROFILES["small"])
+    assert [item["id"] for item in recall.items] == [item["id"] for item in exams["recall"].items]
+    assert (everyday.name, len(everyday.items), everyday.chance) == ("everyday", 300, 0.25)
+
+
+def test_real_exams_are_split_between_training_and_test(shared_data):
+    """What is trained on is what the test sample leaves: no id and no question text in both, whatever the seed."""
+    profile = PROFILES["smoke"]
+    for seed in (0, 1):
+        tests = evaluation.exams(profile, shared_data, seed=seed)
+        tested = [item for exam in tests for item in exam.items]
+        trained = ablations.training_items(profile, shared_data, seed=seed)
+        assert [exam.name for exam in tests] == ["medqa_us_4opt", "medmcqa", "pubmedqa"]
+        assert len(tested) == 3 * profile.test_items
+        assert len(trained) == 3 * 2 * profile.training_questions
+        assert not {item["id"] for item in tested} & {item["id"] for item in trained}
+        assert not {item["question"] for item in tested} & {item["question"] for item in trained}
+    assert all(exam.chance == pytest.approx(chance) for exam, chance in zip(tests, (0.25, 0.25, 1 / 3)))
+
+
+# --- the ablation of PMC-LLaMA, Table 1 -----------------------------------------------------------------------------------------
+
+# As printed in the paper (arXiv 2304.14454): MedQA, MedMCQA, PubMedQA.
+TABLE_1 = {"2M base": (44.54, 48.51, 73.40), "5M base": (45.48, 51.42, 76.40), "2M + papers": (44.70, 50.54, 69.50),
+           "2M + papers + books": (45.56, 51.45, 74.60), "5M + papers + books": (48.15, 54.15, 77.10),
+           "2M + rationale": (49.32, 54.56, 77.20), "2M + rationale + dialogue": (54.43, 55.77, 77.00),
+           "2M + rationale + dialogue + graph": (56.36, 56.04, 77.90)}
+EXAMS = {"vignette": "MedQA", "recall": "MedMCQA", "abstract": "PubMedQA"}
+
+
+def cells(rows, exams):
+    return pd.DataFrame([{"row": row["row"], "exam": exam} for row in rows for exam in exams])
+
+
+def test_every_published_row_and_cell_is_there():
+    """8 rows x 3 exams: our table holds the 24 values of the paper, each beside the row that repeats it, and no other."""
+    rows = ablations.pmc_llama_rows(PROFILES["small"])
+    table = cells(rows, EXAMS)
+    table["published"] = ablations.published_column(table, rows)
+    ours = {(line.row, line.exam): round(100 * line.published, 2) for line in table.itertuples()}
+    assert ours == {(row, exam): value for row, values in TABLE_1.items() for exam, value in zip(EXAMS, values)}
+    assert len(ours) == 24
+    with open(REPOSITORY / "results" / "reported" / "pmc_llama.csv", encoding="utf-8", newline="") as stream:
+        file = {(line["row"], line["column"]): float(line["value"]) for line in csv.DictReader(stream)
+                if line["table"] == "1" and line["metric"] == "accuracy"}
+    names = {row["row"]: row["reported"] for row in rows}
+    assert {(names[row], EXAMS[exam]): value for (row, exam), value in ours.items()} == file
+    mixed = table.sample(frac=1, random_state=0)
+    assert ablations.published_column(mixed, rows) == mixed["published"].tolist()  # by name, not by place
+
+
+@pytest.mark.parametrize(("name", "data_dir", "number"), [("small", "", 8), ("smoke", "", 8), ("full", "", 6), ("small", "data", 5)])
+def test_rows_are_made_of_what_exists(name, data_dir, number):
+    """Each row extends an earlier one, and its size, mixture and tuning are known: an error would come after hours."""
+    profile = PROFILES[name]
+    rows = ablations.pmc_llama_rows(profile, data_dir)
+    assert len({row["row"] for row in rows}) == len({row["key"] for row in rows}) == len(rows) == number
+    records = dict.fromkeys(("task", "rationale", "dialogue", "knowledge graph", "fixed wording"), [])
+    for place, row in enumerate(rows):
+        assert row["extends"] in [earlier["row"] for earlier in rows[:place]] if place else row["extends"] is None
+        assert row["size"] in profile.models
+        assert row["tuning"] in ablations.tuning_sets(records)
+        assert row["injection"] is None or row["injection"] in corpora.MIXTURES
+    assert [row["injection"] for row in rows].count(None) == min(2, len(profile.models))
+    real = {"reference", "abstract", "dialogue", "general"}
+    world_sources = {"book", "paper", "web", "general"}
+    needed = {source for row in rows if row["injection"] for source in corpora.MIXTURES[row["injection"]]}
+    assert needed <= (real if data_dir else world_sources)
+
+
+def test_each_row_adds_one_ingredient():
+    """A step of the table must be one difference, or it could not be called the effect of it."""
+    rows = {row["row"]: row for row in ablations.pmc_llama_rows(PROFILES["small"])}
+    for row in rows.values():
+        if row["extends"]:
+            before = rows[row["extends"]]
+            assert sum(row[part] != before[part] for part in ("size", "injection", "tuning")) == 1, row["row"]
+    assert sum(row["extends"] is not None for row in rows.values()) == 7
+
+
+def test_tuning_sets_grow_by_one_source():
+    records = {"task": [1], "rationale": [2], "dialogue": [3], "knowledge graph": [4], "fixed wording": [5]}
+    assert ablations.tuning_sets(records) == {"rationale": [2], "+ dialogue": [2, 3], "+ knowledge graph": [2, 3, 4],
+                                              "fixed wording": [5], "task": [1]}
+    made = ablations.instruction_sources(PROFILES["smoke"])
+    assert {name: len(part) for name, part in made.items()} == {
+        "task": 72, "rationale": 144, "dialogue": 36, "knowledge graph": 36, "fixed wording": 144}
+
+
+def test_instruction_sources_hold_no_fact_of_the_test():
+    """Dialogues and graph records are built beside the exams: no name of a test disease may be in any of them."""
+    profile = PROFILES["small"]
+    known = world.load_world(number_of_diseases=profile.number_of_diseases)
+    tested = {item["meta_info"]["disease"] for exam in evaluation.exams(profile) for item in exam.items}
+    names = [world.term(known, disease, "name", "en").casefold() for disease in known.diseases if disease["disease_id"] in tested]
+    everything = "\n".join(text for part in ablations.instruction_sources(profile).values() for record in part
+                           for text in record.values()).casefold()
+    assert [name for name in names if name in everything] == []
+    trained = [world.term(known, disease, "name", "en").casefold() for disease in known.diseases if disease["disease_id"] not in tested]
+    assert all(name in everything for name in trained)  # the check sees the names that are there
+    assert len(names) == 42
+
+
+# --- the tables of the ablation, from rows made by hand ---------------------------------------------------------------------------
+
+ROWS = [{"row": "base", "key": "base", "size": "2M", "extends": None, "reported": "LLaMA 7B baseline"},
+        {"row": "books", "key": "books", "size": "2M", "extends": "base", "reported": "PMC-LLaMA_K 7B papers+books"}]
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """lib.evaluation.evaluate, answering from a table: folder -> letters, where A is right."""
+    letters = {"base-0": "ABBBBBBB", "books-0": "AAAAAABB", "base-1": "AABBBBBB", "books-1": "AAAAAAAB"}
+    monkeypatch.setattr(evaluation, "evaluate", lambda folder, exam, **_: rows_of(letters[folder], "AAAAAAAA"))
+    return benchmarks.make_exam("recall", metal_items(8, seed=2))
+
+
+def test_tables_by_hand(answered):
+    """1 and 6 of 8 right with the first seed, 2 and 7 with the second; pooled, items of a fact are drawn together."""
+    one, two = ({seed: {name: f"{name}-{seed}" for name in ("base", "books")} for seed in range(number)} for number in (1, 2))
+    table = ablations.accuracy_table(ROWS, one, [answered])
+    assert table[["row", "items", "correct", "accuracy", "chance", "seeds"]].values.tolist() == [
+        ["base", 8, 1, 0.125, 0.25, 1], ["books", 8, 6, 0.75, 0.25, 1]]
+    exact = stats.binomtest(6, 8).proportion_ci(method="exact")
+    assert table.loc[1, ["low", "high"]].tolist() == pytest.approx([exact.low, exact.high])
+    pooled = ablations.accuracy_table(ROWS, two, [answered])
+    assert pooled["accuracy"].tolist() == [3 / 16, 13 / 16]
+    assert (pooled["low"] < pooled["accuracy"]).all()
+    step, = ablations.step_table(ROWS, one, [answered]).to_dict("records")
+    assert (step["step"], step["difference"], step["wins"], step["losses"]) == ("books over base", 0.625, 5, 0)
+    assert step["p_value"] == pytest.approx(2 / 32)
+    step, = ablations.step_table(ROWS, two, [answered]).to_dict("records")
+    assert (step["difference"], step["wins"]) == (10 / 16, 10)
+    assert step["p_value"] == pytest.approx(2 / 64)  # six facts differ: two seeds are not ten independent items
+    between = ablations.steps_between({"base": "base-0", "books": "books-0"}, [answered])
+    assert between["step"].tolist() == ["books over base"]
+    found = ablations.ablation_findings(ROWS, table, ablations.step_table(ROWS, one, [answered]))
+    assert (found["base_recall"], found["books_recall"], found["books_gain"], found["chance"]) == (0.125, 0.75, 0.625, 0.25)
+    assert found["rationale_gain"] is None
+
+
+def test_rows_are_saved_once(answered, places):
+    """A rerun replaces the file: appended rows would double every item."""
+    run = start_run("04_trial", {"PROFILE": "smoke"})
+    for _ in range(2):
+        written = ablations.save_rows(run, {0: {"2M + books": "books-0"}}, [answered])
+        assert written == {"seed-0-2M_and_books.jsonl": 8}
+    assert len(read_rows(run.folder / "rows" / "seed-0-2M_and_books.jsonl")) == 8
+
+
+def test_the_relation_exam_has_one_true_sentence():
+    """Six sentences on a disease and one of its values: the right one states the relation that the tables hold."""
+    known = world.load_world(number_of_diseases=24)
+    facts = [(disease, attribute) for disease in known.diseases for attribute in world.ATTRIBUTES]
+    words = world.wordings("en")
+    exam = ablations._relation_exam(known, facts, words)
+    for (disease, attribute), item in zip(facts, exam.items):
+        benchmarks.check_item(item, where="relation")
+        assert item["options"][item["answer_idx"]] == world.sentence(known, disease, attribute, "en", words["relation"][attribute][0])
+        assert len(set(item["options"].values())) == 6
+    assert len(exam.items) == 144
+    assert exam.chance == pytest.approx(1 / 6)

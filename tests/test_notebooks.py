@@ -1,0 +1,152 @@
+"""Every notebook has the agreed form, quotes only numbers that it computed, and runs from end to end."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from lib import batch, results
+from lib.results import BOLD_FINDING, REPOSITORY
+from tests.conftest import SHARED_DATA
+
+PATHS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+NAMES = [path.stem for path in PATHS]
+EVERY = pytest.mark.parametrize("name", NAMES)
+CODE_LINES = 25
+
+
+def cells_of(path):
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return [cell | {"source": "".join(cell["source"])} for cell in document["cells"]]
+
+
+def source_cells(name):
+    return cells_of(REPOSITORY / "notebooks" / f"{name}.ipynb")
+
+
+def code_of(name):
+    return [cell for cell in source_cells(name) if cell["cell_type"] == "code"]
+
+
+def test_the_notebooks_are_there():
+    """A guard: without notebooks every other test here passes on nothing."""
+    assert {"01_corpus_statistics", "02_knowledge_injection", "03_instruction_tuning", "04_ablations"} <= set(NAMES)
+
+
+def test_public_data_is_there_where_it_must_be():
+    if os.environ.get("CI") != "true":
+        pytest.skip("only continuous integration must have the public data")
+    assert (SHARED_DATA / "README.md").is_file(), "the tests on public data would all be skipped"
+
+
+@EVERY
+def test_name_and_committed_form(name):
+    assert re.fullmatch(r"\d\d_[a-z0-9_]+", name)
+    assert not [cell for cell in code_of(name) if cell["outputs"] or cell["execution_count"]], "committed with outputs"
+    path = str(REPOSITORY / "notebooks" / f"{name}.ipynb")
+    done = subprocess.run([sys.executable, "-m", "nbstripout", "--verify", "--keep-id", path], capture_output=True)
+    assert done.returncode == 0, f"not in stripped form; run: nbstripout --keep-id notebooks/{name}.ipynb"
+
+
+@EVERY
+def test_the_first_cell_asks_and_answers(name):
+    first = source_cells(name)[0]
+    assert first["cell_type"] == "markdown"
+    lines = [line for line in first["source"].split("\n") if line.strip()]
+    assert re.match(rf"# {name[:2]} · .+\?$", lines[0]), "the title is a question: # NN · ...?"
+    assert lines[1].startswith("**Question.**")
+    assert any(line.startswith("**Answer.**") for line in lines)
+    assert re.match(r"Reads .+ · writes .+", lines[-1]), "the last line: Reads ... · writes ... · paper items · time"
+    bold = re.findall(r"\*\*([^*\n]+)\*\*(<!--)?", first["source"])
+    bare = [text for text, named in bold if not named and re.search(r"\d", text)]
+    assert not bare, f"bold numbers without the name of a finding behind them: {bare}"
+
+
+@EVERY
+def test_the_second_cell_holds_documented_literals(name):
+    cells = source_cells(name)
+    assert [number for number, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", [])] == [1]
+    parameters = batch.parse_parameters(cells[1]["source"])
+    assert "PROFILE" in parameters
+    assert not [key for key, (default, text) in parameters.items() if not text or not key.isupper() or default is None]
+
+
+@EVERY
+def test_imports_come_once_and_nothing_is_defined(name):
+    trees = [ast.parse(cell["source"]) for cell in code_of(name)]
+    imports = [number for number, tree in enumerate(trees)
+               if any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(tree))]
+    assert imports == [1], "one import cell, right behind the parameters"
+    assert source_cells(name)[2]["cell_type"] == "code"
+    defined = [node for tree in trees for node in ast.walk(tree)
+               if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+    assert not defined, "definitions live in lib"
+
+
+@EVERY
+def test_code_cells_are_short_and_introduced(name):
+    cells = source_cells(name)
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            assert cell["source"].strip(), f"cell {number} is empty"
+            assert cell["source"].count("\n") < CODE_LINES, f"cell {number} has more than {CODE_LINES} lines"
+            assert number < 3 or cells[number - 1]["cell_type"] == "markdown", f"cell {number} is not introduced"
+
+
+@EVERY
+def test_the_last_cell_saves_the_findings(name):
+    last = code_of(name)[-1]["source"]
+    assert "save_findings(" in last
+    assert sum("save_findings(" in cell["source"] for cell in code_of(name)) == 1
+
+
+@EVERY
+def test_upstream_names_earlier_notebooks(name):
+    job = batch.read_job(REPOSITORY / "notebooks" / f"{name}.ipynb")
+    assert set(job.upstream) <= {other for other in NAMES if other < name}
+
+
+@EVERY
+def test_quoted_numbers_are_the_committed_findings(name):
+    folder = REPOSITORY / "results" / "small" / name
+    assert (folder / "findings.json").is_file(), f"no committed result; run ./run_all.sh {name[:2]}"
+    findings = json.loads((folder / "findings.json").read_text())
+    for path in (REPOSITORY / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb"):
+        first = cells_of(path)[0]["source"]
+        assert BOLD_FINDING.search(first), "the answer quotes no number"
+        assert results.fill_answer(first, findings) == first, f"{path.name}: run python -m lib.batch --fill"
+
+
+def test_committed_results_hold_no_secret_and_no_path():
+    paths = [path for path in (REPOSITORY / "results").glob("*/*/**/*")
+             if path.suffix in (".ipynb", ".html", ".json", ".csv", ".jsonl") and ".failed" not in path.parts]
+    texts = {path: path.read_text(encoding="utf-8") for path in paths}
+    assert not [path for path, text in texts.items() if results.find_secret(text)]
+    assert not [path for path, text in texts.items() if f"{results.Path.home()}/" in text or f"{REPOSITORY}/" in text]
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """Every notebook through the real command line, small, into folders of its own."""
+    root = tmp_path_factory.mktemp("smoke")
+    places = {"RESULTS_ROOT": str(root / "results"), "RUNS_ROOT": str(root / "runs")}
+    environment = {key: value for key, value in os.environ.items() if key != "NOTEBOOKS_DIR"} | places
+    done = subprocess.run([sys.executable, "-m", "lib.batch", "--profile", "smoke"], cwd=REPOSITORY, env=environment,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return root / "results" / "smoke", done.stdout
+
+
+@pytest.mark.slow
+@EVERY
+def test_smoke_run(name, smoke):
+    folder, shown = smoke
+    assert (folder / name / "findings.json").is_file(), shown
+    assert json.loads((folder / name / "findings.json").read_text()), "no findings"
+    quoted = {match[2] for match in BOLD_FINDING.findall(source_cells(name)[0]["source"])}
+    assert quoted <= set(json.loads((folder / name / "findings.json").read_text()))
+    assert list((folder / name / "tables").glob("*.csv")), "a notebook saves at least one table"
+    assert (folder / name / f"{name}.html").stat().st_size < 5e6, "the page is too large to read"
