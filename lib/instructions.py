@@ -2,7 +2,7 @@
 
 import random
 
-from lib.corpora import IGNORE_INDEX, pack_examples
+from lib.corpora import IGNORE_INDEX, encode, pack_examples
 from lib.world import ATTRIBUTES, _join, fill, sentence, term, wordings
 
 # The Alpaca template that PMC-LLaMA used (JAMIA text, PAPERS A1.1 P15), and the same without its two opening sentences,
@@ -109,8 +109,8 @@ def sft_labels(prompt_ids, response_ids):
 
 def encode_examples(records, tokenizer, *, sequence_length, template="short"):
     """((prompt ids, response ids) of each record, number left out because they exceed a row); bos before, eos after."""
-    prompts = tokenizer([render_prompt(r, template=template) for r in records], add_special_tokens=False)["input_ids"]
-    responses = tokenizer([r["output"] for r in records], add_special_tokens=False)["input_ids"]
+    prompts = encode(tokenizer, [render_prompt(r, template=template) for r in records])
+    responses = encode(tokenizer, [r["output"] for r in records])
     examples = [([tokenizer.bos_token_id, *prompt], [*response, tokenizer.eos_token_id])
                 for prompt, response in zip(prompts, responses)]
     fitting = [(p, r) for p, r in examples if len(p) + len(r) <= sequence_length]

@@ -90,9 +90,9 @@ def sentence(world, disease, attribute, language, template):
     return fill(template, disease=term(world, disease, "name", language), value=term(world, disease, attribute, language))
 
 def case_slots(world, disease, language, draw):
-    """The slots of a clinical case: age, symptom, test, disease, treatment."""
+    """The slots of a clinical case: symptom, test, disease, treatment, and an age at which the disease is seen."""
     slots = {column: term(world, disease, column, language) for column in ("symptom", "test", "treatment")}
-    return slots | {"disease": term(world, disease, "name", language), "age": draw.randint(18, 85)}
+    return slots | {"disease": term(world, disease, "name", language), "age": draw.randint(int(disease["youngest"]), int(disease["oldest"]))}
 
 # --- corpora: records {text, source, language, id, meta}; meta["facts"] lists the facts that the text states ------------
 

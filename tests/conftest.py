@@ -71,16 +71,8 @@ def pytest_configure(config):
 
 # Defects that tests have found and that are not mended yet; strict: mending one without taking it off this list fails.
 KNOWN_DEFECTS = {
-    "test_completions_are_read_as_by_hand[letter]": "full-width letters are not read",
-    "test_completions_are_read_as_by_hand[text]": "an answer followed by another sentence is not read",
-    "{'answer_idx': 2}-": "an answer index that is a number is not refused by name",
-    "{'options': {'A': 'iron', 'B': '',": "an empty option is not refused",
-    "'C': None, 'D': 'an ACE inhibitor'}}": "a missing option is not refused",
-    "test_an_empty_exam_is_refused": "a completion exam without items is not refused",
-    "test_a_fingerprint_changes_with_all_that_a_row_depends_on": "the scored options are not part of the fingerprint",
     "test_no_words_overlap[curves]": "labels at close line ends overlap",
     "test_no_words_overlap[forest]": "tick labels of neighbouring panels touch",
-    "test_it_is_an_error_when_most_records_are_too_long": "an IndexError instead of the message when no record fits",
 }
 
 

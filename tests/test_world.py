@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import string
@@ -95,6 +96,26 @@ def test_a_symptom_names_one_disease(full, language):
     symptoms = [bare(term(full, disease, "symptom", language), language).casefold() for disease in full.diseases]
     assert len(set(symptoms)) == len(symptoms) >= 120
     assert [(a, b) for a in symptoms for b in symptoms if a != b and a in b] == []
+
+
+AGES = {"toddler": (2, 4), "child": (2, 14), "boy": (2, 17), "teenage": (13, 19), "teenager": (13, 19), "youth": (13, 25), "menarche": (10, 35),
+        "young": (16, 40), "middle-aged": (40, 65), "midlife": (35, 60), "older": (60, 90), "age-related": (60, 90)}
+
+
+def test_a_case_has_an_age_at_which_its_finding_is_seen(full):
+    """No "hematuria in a boy" of 60 years: findings and names that speak of an age are only asked at that age."""
+    speaking = 0
+    for disease in full.diseases:
+        youngest, oldest = int(disease["youngest"]), int(disease["oldest"])
+        assert 2 <= youngest < oldest <= 90  # not 1: "1 years" is no English
+        for word, (low, high) in AGES.items():
+            if re.search(rf"\b{word}\b", disease["symptom"] + " " + disease["name"]):
+                assert set(range(youngest, oldest + 1)) <= set(range(low, high + 1)), (disease["name"], word)
+                speaking += 1
+        ages = {world.case_slots(full, disease, "en", random.Random(i))["age"] for i in range(100)}
+        assert ages <= set(range(youngest, oldest + 1))
+        assert len(ages) > 1
+    assert speaking >= 15
 
 
 def test_a_value_is_shared_by_at_most_three_diseases(full):
@@ -524,7 +545,7 @@ class Statements:
             slots = {column: term(known, disease, column, language) for column in ("symptom", "test", "treatment")}
             for template in words["case"]:  # the age is drawn: two digits
                 parts = fill(template, **slots, disease=term(known, disease, "name", language), age="\0").split("\0")
-                self.cases.append((disease, max(parts, key=len), re.compile(r"\d\d".join(map(re.escape, parts)))))
+                self.cases.append((disease, max(parts, key=len), re.compile(r"\d+".join(map(re.escape, parts)))))
         self.sentences.sort(key=lambda pair: -len(pair[1]))
 
     def count(self, text):
