@@ -295,14 +295,21 @@ def run_jobs(jobs, *, force=False, stop_on_error=False, time_limit=None):
         yield job, status, (time.monotonic() - started) / 60, detail
 
 def fill_sources(jobs):
-    """Put the findings of results/small into the first cells of the sources; yields their paths."""
+    """Put the findings of results/small into the first cells of the sources and into the README; yields their paths.
+
+    In the README a finding is named after its notebook: n02_recall_base.
+    """
+    known, readme = {}, jobs[0].path.parent.parent / "README.md"
     for job in jobs:
         findings = results_root() / "small" / job.name / "findings.json"
         document = json.loads(job.path.read_text(encoding="utf-8"))
         if findings.exists():
-            after = fill_answer(job.cells[0]["source"], json.loads(findings.read_text(encoding="utf-8")))
-            document["cells"][0]["source"] = after.splitlines(keepends=True)
+            found = json.loads(findings.read_text(encoding="utf-8"))
+            known |= {f"n{job.name[:2]}_{name}": value for name, value in found.items()}
+            document["cells"][0]["source"] = fill_answer(job.cells[0]["source"], found).splitlines(keepends=True)
             yield write_atomically(job.path, results.to_json(document, indent=1))
+    if readme.exists() and {quoted[2] for quoted in results.BOLD_FINDING.findall(readme.read_text(encoding="utf-8"))} <= set(known):
+        yield write_atomically(readme, fill_answer(readme.read_text(encoding="utf-8"), known))
 
 def describe(job):
     """What --list shows of a notebook: name, title, parameters with their defaults and comments."""

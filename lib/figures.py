@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 WIDTH = 7.0  # inches: the text width of a page
 PER_ROW = 3  # panels side by side
@@ -186,6 +187,7 @@ def forest(frame, *, label, difference, low, high, group=None, note=None, axis="
     fig, panels = _panels(frame, label=label, group=group, row_height=0.2, axis_title=axis, share="row")
     for ax, part, labels in panels:
         ax.axvline(0, color=PALE, linewidth=1, zorder=1)
+        ax.xaxis.set_major_locator(MaxNLocator(5, prune="both" if len(panels) > 1 else None))
         for cell in part.to_dict("records"):
             at, estimate = labels.index(cell[label]), (cell[difference], cell[low], cell[high])
             colour = CYCLE[0] if cell[difference] >= 0 else PALETTE["this project"]
@@ -222,7 +224,8 @@ def curves(frame, *, x, y, series, low=None, high=None, x_label, y_label, log_x=
     if log_x:
         _log(ax)
     bottom, top = ax.get_ylim()
-    for (name, end), at in zip(ends, _spread([end for _, end in ends], 0.052 * (top - bottom))):
+    gap = 0.052 * (top - bottom) * max(1 + _wrap(name, 26).count("\n") for name, _ in ends)
+    for (name, end), at in zip(ends, _spread([end for _, end in ends], gap)):
         ax.annotate(_wrap(name, 26), (1, end), (1.03, at), xycoords=ax.get_yaxis_transform(), fontsize=8, va="center",
                     textcoords=ax.get_yaxis_transform(), color=look[name], annotation_clip=False,
                     arrowprops={"arrowstyle": "-", "color": look[name], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0})

@@ -63,7 +63,7 @@ class Profile:
 
 TINY = Architecture(32, 2, 2, 64, vocabulary_size=600)
 TWO_MILLION = Architecture(192, 3, 3, 512)
-FIVE_MILLION = Architecture(320, 3, 5, 864, learning_rate_scale=0.8)
+FIVE_MILLION = Architecture(320, 3, 5, 864, learning_rate_scale=4 / 3)
 
 PROFILES = {
     "smoke": Profile(
@@ -74,7 +74,7 @@ PROFILES = {
     "small": Profile(
         "small", {"2M": TWO_MILLION, "5M": FIVE_MILLION}, ("en",), number_of_diseases=70, sequence_length=128, tuning_length=256,
         tokens_per_step=2_560, micro_batch_tokens=2_560, base_tokens=300_000, injection_tokens=1_200_000, tuning_epochs=2, base_learning_rate=2e-3,
-        injection_learning_rate=3e-3, tuning_learning_rate=3e-4, book_copies=6, papers=800, web_pages=300, general_pages=1500,
+        injection_learning_rate=3e-3, tuning_learning_rate=2e-4, book_copies=6, papers=800, web_pages=300, general_pages=1500,
         training_questions=300, test_items=300, checkpoint_steps=60, curve_points=8),
     # A GPU node; BASE_MODEL in the notebook's parameters replaces the default model.
     "full": Profile(

@@ -142,7 +142,8 @@ def beside(gains, ours, *, claims, columns, reasons=None):
     return pd.DataFrame(lines)
 
 def coverage(profile, items):
-    """Which notebook answers for each table and figure of a paper, and whether it has run: {item: notebook}."""
-    there = {name: (results.results_root() / profile / name / "findings.json").exists() for name in items.values()}
-    return pd.DataFrame([{"of the paper": item, "ours": name, "state": f"in results/{profile}/{name}" if there[name]
-                          else NO_RUN} for item, name in items.items()])
+    """Which table of our notebooks answers for each table and figure of a paper, and whether it is there: {item: "notebook/table"}."""
+    answers = {item: (*each.split("/"), results.results_root() / profile) for item, each in items.items()}
+    there = {item: (root / notebook / "tables" / f"{table}.csv").exists() for item, (notebook, table, root) in answers.items()}
+    return pd.DataFrame([{"of the paper": item, "ours": notebook, "state": f"{table}.csv in results/{profile}/{notebook}" if there[item]
+                          else NO_RUN} for item, (notebook, table, _) in answers.items()])

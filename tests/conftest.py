@@ -67,17 +67,3 @@ def pytest_configure(config):
     # two kernels of two test processes on two cores must not start four threads
     if hasattr(config, "workerinput"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-# Defects that tests have found and that are not mended yet; strict: mending one without taking it off this list fails.
-KNOWN_DEFECTS = {
-    "test_no_words_overlap[curves]": "labels at close line ends overlap",
-    "test_no_words_overlap[forest]": "tick labels of neighbouring panels touch",
-}
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        for part, reason in KNOWN_DEFECTS.items():
-            if part in item.nodeid:
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))

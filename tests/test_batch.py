@@ -211,7 +211,10 @@ def test_a_skip_imports_nothing_heavy(good):
 
 def test_fill_puts_findings_into_the_sources(good):
     path, *_ = good
+    readme = path.parent.parent / "README.md"
+    readme.write_text("It is **9.0**<!--n01_value-->.")
     assert batch.main(["--fill"]) == 0
+    assert readme.read_text() == "It is **1.0**<!--n01_value-->."
     cell = json.loads(path.read_text())["cells"][0]
     assert "It is **1.00**<!--value-->" in "".join(cell["source"])
     assert batch.is_current(batch.plan([], "small", [])[0])

@@ -121,6 +121,15 @@ def test_quoted_numbers_are_the_committed_findings(name):
         assert results.fill_answer(first, findings) == first, f"{path.name}: run python -m lib.batch --fill"
 
 
+def test_the_readme_quotes_the_committed_findings():
+    known = {f"n{name[:2]}_{key}": value for name in NAMES
+             for key, value in json.loads((REPOSITORY / "results" / "small" / name / "findings.json").read_text()).items()}
+    readme = (REPOSITORY / "README.md").read_text()
+    assert len(BOLD_FINDING.findall(readme)) >= 10, "the README quotes no numbers"
+    assert results.fill_answer(readme, known) == readme, "run python -m lib.batch --fill"
+    assert len(readme.split()) <= 900
+
+
 def test_committed_results_hold_no_secret_and_no_path():
     paths = [path for path in (REPOSITORY / "results").glob("*/*/**/*")
              if path.suffix in (".ipynb", ".html", ".json", ".csv", ".jsonl") and ".failed" not in path.parts]
