@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import re
 import unicodedata
 from collections.abc import Callable
@@ -12,6 +13,10 @@ from lib.world import wordings
 
 ITEM_FIELDS = ("id", "question", "options", "answer_idx")
 LETTER_RULE = re.compile(r"(?i)OPTION ([A-Z]) IS CORRECT")
+LETTER = r"[(\[【「<]*[a-z][)\]】」>]*"
+SEPARATOR = r"\s*(?:,|、|;|&|\band\b|\bet\b|\by\b|\bи\b|和|と)\s*"
+LETTERS = rf"{LETTER}(?:{SEPARATOR}{LETTER})*(?:(?<=[)\]】」>])|(?=\s*(?:[.,:;。、!]|\n|$| is | are )))"  # one or more, then an end
+ANSWER_WORDS = ("answer", "答案", "正解", "答え", "ответ", "réponse", "respuesta")
 SENTENCE_END = r"\s*(?:。|\.(?=\s|<|$)|\n|<|$)"  # not the point of "5.5 mg"
 
 @dataclass(frozen=True)
@@ -23,6 +28,8 @@ class Benchmark:
     prompt: Callable    # item -> the text before the response
     options: Callable   # item -> (text that comes before the scored options, {letter: scored text})
     extraction: str     # name of a rule in EXTRACTION_RULES
+    cases: tuple = ()   # solved cases, as text; as many of them as fit stand before the prompt
+    description: str = ""  # stands before everything
 
     @property
     def chance(self):
@@ -32,7 +39,8 @@ class Benchmark:
     @property
     def fingerprint(self):
         """A hash of items, prompts, scored texts and rule: rows of one fingerprint are comparable."""
-        content = [self.name, self.extraction, *((item, self.prompt(item), self.options(item)) for item in self.items)]
+        content = [self.name, self.extraction, *filter(None, [self.description]), *self.cases,
+                   *((item, self.prompt(item), self.options(item)) for item in self.items)]
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 def make_exam(name, items, *, instruction=ZERO_SHOT_INSTRUCTION, template="short", extraction="answer_text_v1"):
@@ -53,6 +61,52 @@ def make_completion_exam(name, items):
             raise ValueError(f"exam {name!r}, item {number}, field 'completion': missing; it holds stem and endings")
     return Benchmark(name, tuple(items), lambda item: item["completion"]["stem"],
                      lambda item: ("", item["completion"]["endings"]), "answer_text_v1")
+
+@dataclass(frozen=True)
+class Form:
+    """How an exam is printed: a case with {question}, {context} and {options}, one option, and the answer that is scored."""
+
+    case: str
+    option: str = "{letter}. {text}"
+    answer: str = " {letter}"
+    context: str = "{context}\n"  # where there is one
+
+# The forms of lm-evaluation-harness (tasks medqa_4options, medmcqa and mmlu), and Med-PaLM 2's (appendix A.10).
+FORMS = {"medqa": Form("Question: {context}{question}\n{options}\nAnswer:"),
+         "medmcqa": Form("Question: {context}{question}\nChoices:\n{options}\nAnswer:"),
+         "mmlu": Form("{context}{question}\n{options}\nAnswer:"),
+         "med_palm_2": Form("Question: {context}{question}\n{options}\nAnswer:", "({letter}) {text}", "({letter})")}
+
+def make_letter_exam(name, items, *, form="mmlu", cases=(), description="", extraction="any_letter_v1"):
+    """A benchmark whose scored text is the letter of an option, in one of FORMS, zero-shot or after solved cases.
+
+    cases: exam items of the training split; description: what stands above all. Raises ValueError for a bad item, an unknown form,
+    or a case that is one of the items.
+    """
+    if form not in FORMS:
+        raise ValueError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
+    _check_items(name, items)
+    if leaked := {item["question"] for item in items} & {case["question"] for case in cases}:
+        raise ValueError(f"exam {name!r}: {len(leaked)} few-shot cases are test questions, as {sorted(leaked)[0][:60]!r}")
+    layout = FORMS[form]
+    solved = tuple(_printed(layout, case) + layout.answer.format(letter=case["answer_idx"]) + "\n\n" for case in cases)
+    return Benchmark(name, tuple(items), lambda item: _printed(layout, item), lambda item: (
+        "", {letter: layout.answer.format(letter=letter) for letter in item["options"]}), extraction, solved, description)
+
+def _printed(layout, item):
+    options = "\n".join(layout.option.format(letter=letter, text=text) for letter, text in item["options"].items())
+    context = layout.context.format(context=item["context"]) if item.get("context") else ""
+    return layout.case.format(question=item["question"].strip(), options=options, context=context)
+
+def few_shot_cases(items, number, *, seed):
+    """`number` items of a training split, drawn by seed; ValueError where there are fewer.
+
+    >>> [case["id"] for case in few_shot_cases([{"id": i} for i in range(9)], 2, seed=1)]
+    [2, 0]
+    """
+    if number > len(items):
+        raise ValueError(f"{number} few-shot cases are wanted, the training split has {len(items)} items")
+    return random.Random(f"few-shot {seed}").sample(list(items), number)
 
 def _options_after_stem(item):
     """The answer as training data words it: "The answer is", then the option's text with its full stop."""
@@ -115,4 +169,50 @@ def _plain(text):
     """One form of full-width letters, accents and capitals."""
     return unicodedata.normalize("NFKC", text).casefold()
 
-EXTRACTION_RULES = {"option_letter_v1": option_letter_v1, "answer_text_v1": answer_text_v1}
+def answer_letter_v1(completion, item):
+    """The letters after the last "the answer is" (or a word for answer with a colon) of the item's language or of English.
+
+    Brackets of any kind may stand around a letter; several letters ("A, C", "A、C", "A and C") are an answer of several options.
+
+    >>> answer_letter_v1("Fever suggests it. The answer is (B).", {"options": {"A": "x", "B": "y"}})
+    'B'
+    >>> answer_letter_v1("答案：A、B。", {"language": "zh", "options": {"A": "x", "B": "y"}})
+    'A,B'
+    """
+    stems = [_plain(wordings(language)["phrases"]["answer_is"]) for language in {"en", item.get("language", "en")}]
+    stem = "|".join(map(re.escape, [*stems, *(f"{word}:" for word in ANSWER_WORDS)]))
+    found = list(re.finditer(rf"(?:{stem})\s*:?\s*({LETTERS})", _plain(completion)))
+    return _named(found[-1].group(1), item) if found else None
+
+def bare_letter_v1(completion, item):
+    """The letters that a completion begins with, brackets around them or not.
+
+    >>> item = {"options": {"A": "x", "B": "y", "C": "z"}}
+    >>> [bare_letter_v1(text, item) for text in (" B", "(C) z", "【A】", "A, C", "A patient", "D", "Both")]
+    ['B', 'C', 'A', 'A,C', None, None, None]
+    """
+    found = re.match(rf"\s*({LETTERS})", _plain(completion))
+    return _named(found.group(1), item) if found else None
+
+def option_letters_v1(completion, item):
+    """As option_letter_v1, with several letters: "OPTION A, C ARE CORRECT"; the letters are joined as "A,C".
+
+    >>> option_letters_v1("OPTIONS A and C ARE CORRECT.", {"options": {"A": "x", "B": "y", "C": "z"}})
+    'A,C'
+    """
+    found = re.search(rf"options? ({LETTERS}) (?:is|are) correct", _plain(completion))
+    return _named(found.group(1), item) if found else None
+
+def any_letter_v1(completion, item):
+    """The first of the rules for letters that finds one: OPTION X IS CORRECT, the answer is X, X alone at the beginning."""
+    rules = (option_letters_v1, answer_letter_v1, bare_letter_v1)
+    return next((letter for rule in rules if (letter := rule(completion, item))), None)
+
+def _named(text, item):
+    """The letters in a text such as "(a), (c)", in the item's order; None when one of them is no option."""
+    letters = {part.strip("()[]【】「」<> ") for part in re.split(SEPARATOR, text)}
+    named = [letter for letter in item["options"] if letter.casefold() in letters]
+    return ",".join(named) if named and len(named) == len(letters) else None
+
+EXTRACTION_RULES = {rule.__name__: rule for rule in (option_letter_v1, answer_text_v1, option_letters_v1, answer_letter_v1,
+                                                     bare_letter_v1, any_letter_v1)}

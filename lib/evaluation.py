@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib import benchmarks, sources, statistics, training, world
-from lib.corpora import count_exposures
+from lib import benchmarks, sources, statistics, teacher, training, world
+from lib.corpora import count_exposures, count_tokens
 from lib.generation import generate, option_loglikelihoods, perplexity
 from lib.models import load_model
 from lib.results import append_row, read_rows
@@ -35,9 +35,9 @@ def evaluate(folder, benchmark, *, max_new_tokens=48, methods=tuple(METHODS), ch
 
 def score_items(model, tokenizer, benchmark, items, methods=tuple(METHODS), max_new_tokens=48):
     """One row for each item; the option with the highest summed log-likelihood after "The answer is" is the prediction."""
-    prompts = [benchmark.prompt(item) for item in items]
-    rows = [{"id": item["id"], "exam": benchmark.name, "answer_idx": item["answer_idx"], "options": len(item["options"]),
-             "fact": item.get("meta_info", {}).get("fact", item["id"]), "prompt": prompt} for item, prompt in zip(items, prompts)]
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+    prompts = fitted_prompts(benchmark, items, tokenizer, context - max(64, max_new_tokens))
+    rows = [_row(benchmark, item, prompt) for item, prompt in zip(items, prompts)]
     if "loglikelihood" in methods:
         asked = [benchmark.options(item) for item in items]
         requests = [(prompt + stem, list(options.values())) for prompt, (stem, options) in zip(prompts, asked)]
@@ -46,11 +46,40 @@ def score_items(model, tokenizer, benchmark, items, methods=tuple(METHODS), max_
             row["loglikelihood"] = {letter: round(float(score), 4) for letter, score in zip(letters, scores[:, 0])}
             row["predicted_loglikelihood"] = letters[int(np.argmax(scores[:, 0]))]
     if "generation" in methods:
-        rule = benchmarks.EXTRACTION_RULES[benchmark.extraction]
         for row, item, text in zip(rows, items, generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)):
-            row["completion"], row["predicted_generation"] = text, rule(text, item)
-            row["predicted_letter"] = benchmarks.option_letter_v1(text, item)
+            row |= _read_answer(benchmark, item, text)
     return rows
+
+def fitted_prompts(benchmark, items, tokenizer, room):
+    """The prompt of each item after as many solved cases as fit into `room` tokens; the last cases are left out first."""
+    asked = [benchmark.description + benchmark.prompt(item) for item in items]
+    if not benchmark.cases:
+        return asked
+    cost, own = np.cumsum([0, *count_tokens(tokenizer, benchmark.cases)]), count_tokens(tokenizer, asked)
+    kept = [max(0, int(np.searchsorted(cost, room - tokens, side="right")) - 1) for tokens in own]
+    return [benchmark.description + "".join(benchmark.cases[:number]) + benchmark.prompt(item) for item, number in zip(items, kept)]
+
+def _row(benchmark, item, prompt):
+    return {"id": item["id"], "exam": benchmark.name, "answer_idx": item["answer_idx"], "options": len(item["options"]),
+            "fact": item.get("meta_info", {}).get("fact", item["id"]), "prompt": prompt}
+
+def _read_answer(benchmark, item, text):
+    """The columns of a generated answer: the completion, what the exam's rule reads in it, and PMC-LLaMA's letter."""
+    return {"completion": text, "predicted_generation": benchmarks.EXTRACTION_RULES[benchmark.extraction](text, item),
+            "predicted_letter": benchmarks.option_letter_v1(text, item)}
+
+def evaluate_endpoint(url, model, benchmark, *, cache, max_new_tokens=512):
+    """Rows of a model behind an OpenAI-compatible endpoint (see lib.teacher), by generation only.
+
+    Raises ValueError while questions lack an answer: the others are kept in `cache`, and a rerun asks only for the missing ones.
+    """
+    prompts = ["".join([benchmark.description, *benchmark.cases, benchmark.prompt(item)]) for item in benchmark.items]
+    texts, problems = teacher.ask(prompts, url=url, model=model, cache=cache, max_tokens=max_new_tokens)
+    if problems:
+        raise ValueError(f"{len(problems)} of {len(prompts)} questions of {benchmark.name} have no answer "
+                         f"({next(iter(problems.values()))}); the others are kept: run again")
+    return [_row(benchmark, item, prompt) | _read_answer(benchmark, item, text)
+            for item, prompt, text in zip(benchmark.items, prompts, texts)]
 
 def completions(folder, prompts, *, max_new_tokens=48):
     """The greedy continuation of each prompt by a stage's model."""
@@ -60,6 +89,12 @@ def completions(folder, prompts, *, max_new_tokens=48):
 def correct(rows, method="loglikelihood"):
     """1 where the prediction is right, else 0 (unparsed answers are wrong), as an array in item order."""
     return np.array([row[METHODS[method]] == row["answer_idx"] for row in rows], dtype=float)
+
+def option_f1(rows, method="generation"):
+    """Mean F1 of the chosen against the right options, for items with several right ones; an unparsed answer counts 0."""
+    chosen = [set((row[METHODS[method]] or "").split(",")) - {""} for row in rows]
+    right = [set(row["answer_idx"].split(",")) for row in rows]
+    return float(np.mean([2 * len(a & b) / (len(a) + len(b)) for a, b in zip(chosen, right)]))
 
 def accuracy_row(rows, *, method="loglikelihood", chance=None):
     """{items, correct, accuracy, low, high, unparsed, accuracy_parsed, chance} of one model on one exam.

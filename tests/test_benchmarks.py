@@ -3,10 +3,11 @@
 import dataclasses
 import re
 
+import pandas as pd
 import pytest
 
 from lib import benchmarks, instructions, world
-from lib.benchmarks import answer_text_v1, check_item, make_completion_exam, make_exam, option_letter_v1
+from lib.benchmarks import any_letter_v1, answer_text_v1, check_item, make_completion_exam, make_exam, make_letter_exam, option_letter_v1
 from lib.world import LANGUAGES, wordings
 
 OPTIONS = {"A": "iron", "B": "iron chelation", "C": "vitamin C", "D": "an ACE inhibitor"}
@@ -199,7 +200,9 @@ def test_completions_are_read_as_by_hand(rule, cases):
 
 
 def test_every_rule_is_tested_and_named_with_its_version():
-    assert benchmarks.EXTRACTION_RULES == {"option_letter_v1": option_letter_v1, "answer_text_v1": answer_text_v1}
+    assert {"option_letter_v1", "option_letters_v1", "answer_letter_v1", "bare_letter_v1", "any_letter_v1", "answer_text_v1"} == \
+        set(benchmarks.EXTRACTION_RULES)
+    assert all(rule.__name__ == name for name, rule in benchmarks.EXTRACTION_RULES.items())
     assert all(re.search(r"_v\d+$", name) for name in benchmarks.EXTRACTION_RULES)
 
 
@@ -321,3 +324,75 @@ def test_a_completion_exam_scores_the_unfinished_sentence(language):
         assert list(endings) == list(item["options"])
         assert len(set(endings.values())) == 4
     assert exam.chance == 0.25
+
+
+# --- letters: the forms of the harness and of Med-PaLM 2 ---------------------------------------------------------------------
+
+PRINTED = {  # as the harness and the paper print them
+    "medqa": "Question: Best treatment?\nA. iron\nB. iron chelation\nC. vitamin C\nD. an ACE inhibitor\nAnswer:",
+    "medmcqa": "Question: Best treatment?\nChoices:\nA. iron\nB. iron chelation\nC. vitamin C\nD. an ACE inhibitor\nAnswer:",
+    "mmlu": "Best treatment?\nA. iron\nB. iron chelation\nC. vitamin C\nD. an ACE inhibitor\nAnswer:",
+    "med_palm_2": "Question: Best treatment?\n(A) iron\n(B) iron chelation\n(C) vitamin C\n(D) an ACE inhibitor\nAnswer:"}
+
+
+@pytest.mark.parametrize("form", benchmarks.FORMS)
+def test_a_form_prints_question_and_options_as_published(form):
+    exam = make_letter_exam("trial", [FOUR], form=form)
+    assert exam.prompt(FOUR) == PRINTED[form]
+    stem, scored = exam.options(FOUR)
+    assert stem == ""
+    assert list(scored.values()) == (["(A)", "(B)", "(C)", "(D)"] if form == "med_palm_2" else [" A", " B", " C", " D"])
+    assert "The bone is broken.\n" in make_letter_exam("trial", [FOUR], form=form).prompt(FOUR | {"context": "The bone is broken."})
+
+
+def test_solved_cases_stand_before_the_question_and_are_never_the_question():
+    case = FOUR | {"id": "2", "question": "Worst treatment?", "answer_idx": "A"}
+    exam = make_letter_exam("trial", [FOUR], cases=[case], description="About iron.\n\n")
+    assert exam.cases == ("Worst treatment?\nA. iron\nB. iron chelation\nC. vitamin C\nD. an ACE inhibitor\nAnswer: A\n\n",)
+    assert exam.description == "About iron.\n\n"
+    assert len({exam.fingerprint, make_letter_exam("trial", [FOUR]).fingerprint, make_letter_exam("trial", [FOUR], cases=[case]).fingerprint}) == 3
+    with pytest.raises(ValueError, match="1 few-shot cases are test questions, as 'Best treatment"):
+        make_letter_exam("trial", [FOUR], cases=[FOUR])
+    with pytest.raises(ValueError, match="unknown form 'alpaca'; choose one of medqa, medmcqa, mmlu, med_palm_2"):
+        make_letter_exam("trial", [FOUR], form="alpaca")
+    with pytest.raises(ValueError, match="5 few-shot cases are wanted, the training split has 1 items"):
+        benchmarks.few_shot_cases([FOUR], 5, seed=0)
+
+
+E_FIVE = dict.fromkeys("ABCDE", "x")
+SEVERAL = FOUR | {"options": E_FIVE}
+ANY_LETTER = [
+    (FOUR, "OPTION B IS CORRECT.", "B"), (SEVERAL, "OPTION A, C IS CORRECT.", "A,C"), (SEVERAL, "OPTIONS C and A ARE CORRECT.", "A,C"),
+    (SEVERAL, "OPTION Ａ、Ｃ IS CORRECT。", "A,C"), (FOUR, "OPTION E IS CORRECT.", None), (SEVERAL, "OPTION A, F IS CORRECT.", None),
+    (FOUR, "OPTION A IS CORRECT. OPTION B IS CORRECT.", "A"),
+    (FOUR, "Explanation: iron binds.\nAnswer: (C)", "C"), (FOUR, "The answer is (B).", "B"), (FOUR, "the answer is B", "B"),
+    (FOUR, "So the answer is A. No, the answer is D.", "D"), (FOUR, "The answer is B, because iron is high.", "B"),
+    (FOUR, "The answer is a drug.", None), (FOUR, "The answer is iron.", None), (FOUR, "The answer is E.", None),
+    (FOUR, "Answer: B or C", None), (SEVERAL, "The answer is A and C.", "A,C"), (SEVERAL, "Answer: (A), (C), (E)", "A,C,E"),
+    (CHINESE, "答案：B。", "B"), (CHINESE, "答案是（Ｂ）。", "B"), (CHINESE, "【A】", "A"), (CHINESE, "答案是A、C。", "A,C"), (CHINESE, "答案是铁剂。", None),
+    (JAPANESE, "正解はB。", "B"), (JAPANESE, "正解：「C」", "C"), (JAPANESE, "答え：A", "A"), (JAPANESE, "Bだと思う", None),
+    (RUSSIAN, "Правильный ответ: A.", "A"), (RUSSIAN, "Ответ: B", "B"), (FRENCH, "La réponse est C.", "C"), (FRENCH, "Réponse: A et C.", "A,C"),
+    (SPANISH, "La respuesta es B.", "B"), (SPANISH, "Respuesta: A y B.", "A,B"),
+    (FOUR, "B", "B"), (FOUR, " B.", "B"), (FOUR, "(C) vitamin C", "C"), (FOUR, "D) an ACE inhibitor", "D"), (FOUR, "A: iron", "A"),
+    (FOUR, "c\n\nQuestion: next", "C"), (SEVERAL, "A, C", "A,C"), (FOUR, "B is correct", "B"), (FOUR, "E", None), (FOUR, "Z.", None),
+    (FOUR, "A patient needs iron.", None), (FOUR, "Both are right", None), (FOUR, "AC", None), (FOUR, "", None), (FOUR, "\n", None),
+    (FOUR, "I do not know.", None), (FOUR, "None of these.", None), (FOUR, "iron chelation", None), (FOUR, "Can I help?", None)]
+
+
+def test_letters_are_read_as_by_hand():
+    """Bare, in brackets, after a word for answer, in six languages and their punctuation; several letters; and none."""
+    wrong = [(text, expected, any_letter_v1(text, item)) for item, text, expected in ANY_LETTER if any_letter_v1(text, item) != expected]
+    assert wrong == []
+    assert len(ANY_LETTER) >= 50
+    assert sum(expected is None for *_, expected in ANY_LETTER) >= 15
+
+
+def test_published_outputs_of_pmc_llama_score_as_their_file_says(shared_data):
+    """1,273 answers of PMC-LLaMA 7B to MedQA: the file's name carries 0.5090, and our rules read each as its authors did."""
+    path, = (shared_data / "outputs_afrimedqa" / "results" / "PMC-LLAMA-7B-FT").glob("medqa*_score_0.5090_1273.csv")
+    rows = pd.read_csv(path, keep_default_na=False).to_dict("records")
+    for rule in (option_letter_v1, any_letter_v1):
+        read = [rule(row["outputs"], {"options": dict.fromkeys("ABCD", "x")}) for row in rows]
+        assert read == [row["preds"] for row in rows]
+        assert sum(letter == row["answer"] for letter, row in zip(read, rows)) / len(rows) == pytest.approx(0.5090, abs=5e-5)
+    assert len(rows) == 1273

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from scipy import stats
 
-from lib import ablations, benchmarks, corpora, evaluation, instructions, training, world
+from lib import ablations, benchmarks, corpora, evaluation, instructions, sources, training, world
 from lib.models import load_model
 from lib.profiles import PROFILES, Architecture
 from lib.results import REPOSITORY, read_rows, start_run
@@ -468,3 +469,68 @@ def test_the_relation_exam_has_one_true_sentence():
         assert len(set(item["options"].values())) == 6
     assert len(exam.items) == 144
     assert exam.chance == pytest.approx(1 / 6)
+
+
+# --- letters, few-shot cases, the harness, an endpoint -------------------------------------------------------------------
+
+@pytest.mark.parametrize(("name", "form", "shape"), [("medqa_us_4opt", "medqa", "Llama"), ("medmcqa", "medmcqa", "Qwen2")])
+def test_letters_score_as_in_the_harness(parrot, shared_data, tmp_path, name, form, shape):
+    """lm-evaluation-harness on the same saved model and 250 real questions: the same log-likelihoods and the same choices."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    _, tokenizer = load_model(parrot / "model")
+    config = getattr(transformers, f"{shape}Config")(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=4096, initializer_range=0.3, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    torch.manual_seed(0)
+    getattr(transformers, f"{shape}ForCausalLM")(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    exam = benchmarks.make_letter_exam(name, sources.load_exam(shared_data, name, items=250), form=form)
+    harness = HFLM(pretrained=str(tmp_path), device="cpu", dtype="float32", batch_size=16, add_bos_token=True)
+    requests = [Instance("loglikelihood", {}, (exam.prompt(item), text), 0) for item in exam.items for text in exam.options(item)[1].values()]
+    theirs = np.array([value for value, _ in harness.loglikelihood(requests, disable_tqdm=True)]).reshape(-1, 4)
+    rows = evaluation.score_items(*load_model(tmp_path), exam, exam.items, ("loglikelihood",))
+    ours = np.array([list(row["loglikelihood"].values()) for row in rows])
+    assert ours.shape == (250, 4)
+    assert np.abs(ours - theirs).max() < 1e-3
+    assert [row["predicted_loglikelihood"] for row in rows] == ["ABCD"[best] for best in theirs.argmax(1)]
+    assert len(set(theirs.argmax(1))) > 2, "a model that always says the same letter shows nothing"
+
+
+def test_a_prompt_that_does_not_fit_is_shortened_from_its_cases(parrot):
+    """With room for everything all cases stand there; with less the last go first; the question always stays whole."""
+    items, cases = metal_items(3, seed=1), metal_items(4, seed=7)
+    cases = [case | {"question": f"Case {i}: which metal?"} for i, case in enumerate(cases)]
+    exam = benchmarks.make_letter_exam("metals", items, cases=cases, description="On metals.\n\n")
+    _, tokenizer = load_model(parrot / "model")
+    tokens = corpora.count_tokens(tokenizer, ["".join([exam.description, *exam.cases[:n], exam.prompt(items[0])]) for n in range(5)])
+    for number in range(5):
+        for spare in (0, 1):
+            prompt, = evaluation.fitted_prompts(exam, items[:1], tokenizer, int(tokens[number]) + 3 + spare)
+            assert prompt == "".join([exam.description, *exam.cases[:number], exam.prompt(items[0])])
+    prompt, = evaluation.fitted_prompts(exam, items[:1], tokenizer, 1)
+    assert prompt == exam.description + exam.prompt(items[0])
+
+
+def test_several_right_options_are_scored_as_sets():
+    """By hand: {A,C} against {A,C} is 1, {A} against {A,C} 2/3, nothing against {B} 0; only equal sets are correct."""
+    rows = [{"answer_idx": "A,C", "predicted_generation": "A,C"}, {"answer_idx": "A,C", "predicted_generation": "A"},
+            {"answer_idx": "B", "predicted_generation": None}]
+    assert evaluation.option_f1(rows) == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert evaluation.correct(rows, "generation").tolist() == [1, 0, 0]
+
+
+def test_an_endpoint_answers_the_same_prompts(monkeypatch, tmp_path):
+    """What it says is read by the exam's rule; a question without an answer is an error, not a wrong answer."""
+    exam = benchmarks.make_letter_exam("metals", metal_items(4, seed=1), cases=metal_items(1, seed=7)[:0])
+    answers = [f"Answer: ({item['answer_idx']})" for item in exam.items]
+
+    def ask(prompts, *, url, model, cache, max_tokens):
+        assert prompts == [exam.prompt(item) for item in exam.items]
+        return (answers, {}) if model == "good" else ([None, *answers[1:]], {0: "HTTP 500, 4 tries"})
+    monkeypatch.setattr(evaluation.teacher, "ask", ask)
+    rows = evaluation.evaluate_endpoint("http://x/v1", "good", exam, cache=tmp_path / "answers.jsonl")
+    assert [row["predicted_generation"] for row in rows] == [item["answer_idx"] for item in exam.items]
+    assert evaluation.accuracy_row(rows, method="generation")["accuracy"] == 1
+    with pytest.raises(ValueError, match=r"1 of 4 questions of metals have no answer \(HTTP 500, 4 tries\); the others are kept: run again"):
+        evaluation.evaluate_endpoint("http://x/v1", "bad", exam, cache=tmp_path / "answers.jsonl")
