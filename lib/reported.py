@@ -250,8 +250,8 @@ def _gain(a, b, n_a, n_b, design) -> dict:
     return {"value_a": a, "value_b": b, "n_a": n_a, "n_b": n_b, "difference": a - b, "low": low, "high": high,
             "verdict": verdict, "items_needed": needed, "items_at_best": best}
 
-def claimed_gains() -> pd.DataFrame:
-    """Every claimed gain (results/reported/claims.csv) as a difference of two printed scores (0-1), 95 % interval.
+def claimed_gains(paper: str = "") -> pd.DataFrame:
+    """Every claimed gain (results/reported/claims.csv), or those of one paper, as a difference of two printed scores (0-1), 95 % interval.
     design: "same items" are not published, so the interval is Newcombe's for different items, mostly too wide; a gain
     it does not show is unknown if it would show had no item got worse. "ratings": Newcombe takes ratings of one answer
     as independent, so too narrow. "preferences": wins, losses and ties are printed. items_needed: for 80 % power,
@@ -260,7 +260,7 @@ def claimed_gains() -> pd.DataFrame:
     rows = dict(list(frame[frame["metric"].isin(SCALE)].groupby(KEY[:4])))
     said = frame[frame["table"] == "text"].set_index(["paper", "row", "column"])["value"]
     languages = frame[frame["setting"] == "test items"]["value"]  # MMedLM Table 4 prints averages over these only
-    for claim in claims.to_dict("records"):
+    for claim in claims[claims["paper"].isin([paper] if paper else claims["paper"])].to_dict("records"):
         sides = []
         for side in "ab":
             part = rows[claim["paper"], claim["table"], claim[f"setting_{side}"], claim[f"row_{side}"]]

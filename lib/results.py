@@ -106,6 +106,8 @@ def save_figure(run, name, figure):
     if not any(text.get_gid() == "backend-footer" for text in figure.texts):  # saving twice must not print it twice
         footer = f"{run.notebook} · profile {run.profile} · backend: {run.backend}"
         figure.text(0.01, -0.02, footer, gid="backend-footer", ha="left", va="top", fontsize=7, color="0.45")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: the formats, and the notebook that shows it, need not do it again
     dates = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     for suffix, meta in dates.items():
         buffer = io.BytesIO()

@@ -430,3 +430,9 @@ def test_gains_are_consistent(gains):
     assert set(gains["paper"]) == {"PMC-LLaMA", "Med-PaLM 2", "MMedLM", "MedS-Bench"}
     claims = pd.read_csv(reported.FOLDER / "claims.csv")
     assert set(zip(claims["paper"], claims["claim"])) == set(zip(gains["paper"], gains["claim"]))
+
+
+def test_the_gains_of_one_paper_are_those_of_all(gains):
+    for paper in gains["paper"].unique():
+        pd.testing.assert_frame_equal(reported.claimed_gains(paper), gains[gains["paper"] == paper].reset_index(drop=True), check_dtype=False)
+    assert gains["paper"].nunique() == 4
