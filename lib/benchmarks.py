@@ -45,9 +45,7 @@ class Benchmark:
 
 def make_exam(name, items, *, instruction=ZERO_SHOT_INSTRUCTION, template="short", extraction="answer_text_v1"):
     """A multiple-choice benchmark from exam items, asked zero-shot with one instruction for all items.
-
-    `instruction` may be a function of the item number (for unseen wordings). Raises ValueError for an item that cannot be scored.
-    """
+    `instruction` may be a function of the item number (for unseen wordings). Raises ValueError for an item that cannot be scored."""
     _check_items(name, items)
     asked = {item["id"]: instruction(number) if callable(instruction) else instruction for number, item in enumerate(items)}
     return Benchmark(name, tuple(items), lambda item: render_prompt(exam_record(item, instruction=asked[item["id"]]), template=template),
@@ -79,10 +77,8 @@ FORMS = {"medqa": Form("Question: {context}{question}\n{options}\nAnswer:"),
 
 def make_letter_exam(name, items, *, form="mmlu", cases=(), description="", extraction="any_letter_v1"):
     """A benchmark whose scored text is the letter of an option, in one of FORMS, zero-shot or after solved cases.
-
     cases: exam items of the training split; description: what stands above all. Raises ValueError for a bad item, an unknown form,
-    or a case that is one of the items.
-    """
+    or a case that is one of the items."""
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
     _check_items(name, items)
@@ -100,7 +96,6 @@ def _printed(layout, item):
 
 def few_shot_cases(items, number, *, seed):
     """`number` items of a training split, drawn by seed; ValueError where there are fewer.
-
     >>> [case["id"] for case in few_shot_cases([{"id": i} for i in range(9)], 2, seed=1)]
     [2, 0]
     """
@@ -121,7 +116,6 @@ def _check_items(name, items):
 
 def check_item(item, *, where):
     """ValueError that names the field when an exam item has no question, too few options or no right answer.
-
     >>> check_item({"id": "1", "question": "?", "options": {"A": "x", "B": "y"}, "answer_idx": "C"}, where="exam.jsonl, line 3")
     Traceback (most recent call last):
     ValueError: exam.jsonl, line 3, field 'answer_idx': 'C' is not among the options A, B
@@ -142,7 +136,6 @@ def check_item(item, *, where):
 
 def option_letter_v1(completion, item):
     """PMC-LLaMA's rule: the first "OPTION X IS CORRECT"; a letter that is no option counts as unparsed.
-
     >>> option_letter_v1("x. OPTION B IS CORRECT.", {"options": {"A": "x", "B": "y"}})
     'B'
     """
@@ -152,7 +145,6 @@ def option_letter_v1(completion, item):
 
 def answer_text_v1(completion, item):
     """The option whose text follows the last "The answer is" up to a full stop; none when that is no option, or names two.
-
     >>> item = {"language": "en", "options": {"A": "iron", "B": "iron chelation"}}
     >>> answer_text_v1("So it is rare. The answer is iron chelation. It binds iron. OPTION A IS CORRECT.", item)
     'B'
@@ -171,9 +163,7 @@ def _plain(text):
 
 def answer_letter_v1(completion, item):
     """The letters after the last "the answer is" (or a word for answer with a colon) of the item's language or of English.
-
     Brackets of any kind may stand around a letter; several letters ("A, C", "A、C", "A and C") are an answer of several options.
-
     >>> answer_letter_v1("Fever suggests it. The answer is (B).", {"options": {"A": "x", "B": "y"}})
     'B'
     >>> answer_letter_v1("答案：A、B。", {"language": "zh", "options": {"A": "x", "B": "y"}})
@@ -186,7 +176,6 @@ def answer_letter_v1(completion, item):
 
 def bare_letter_v1(completion, item):
     """The letters that a completion begins with, brackets around them or not.
-
     >>> item = {"options": {"A": "x", "B": "y", "C": "z"}}
     >>> [bare_letter_v1(text, item) for text in (" B", "(C) z", "【A】", "A, C", "A patient", "D", "Both")]
     ['B', 'C', 'A', 'A,C', None, None, None]
@@ -196,7 +185,6 @@ def bare_letter_v1(completion, item):
 
 def option_letters_v1(completion, item):
     """As option_letter_v1, with several letters: "OPTION A, C ARE CORRECT"; the letters are joined as "A,C".
-
     >>> option_letters_v1("OPTIONS A and C ARE CORRECT.", {"options": {"A": "x", "B": "y", "C": "z"}})
     'A,C'
     """

@@ -22,13 +22,11 @@ STOP_EVERY = 8       # new tokens between two looks for a stop string: decoding 
 @torch.inference_mode()
 def option_loglikelihoods(model, tokenizer, requests, *, tokens_per_batch=None, prefix="", progress=None):
     """Log-probability of every option of every question, all options of a question in one row.
-
     requests: (context, [option, ...]) pairs of text; an option is tokenised on its own, as given (" metformin").
     prefix: text before every context (few-shot cases); what all contexts begin with is read once. tokens_per_batch:
     8192, on a processor 1024, if not given. progress: called with (rows done, rows). Returns for each request an array
     (options, 2): summed log-probability in nats, number of tokens; as scoring each option alone (`loglikelihood` of
-    lm-evaluation-harness). Raises ValueError for no option, an empty one, or a request beyond the model's context.
-    """
+    lm-evaluation-harness). Raises ValueError for no option, an empty one, or a request beyond the model's context."""
     contexts, options = _encode_requests(model, tokenizer, requests, prefix)
     shared = len(os.path.commonprefix([context[:-1] for context in contexts]))  # the last token predicts: it stays
     shared = shared if shared >= SHARED_TOKENS else 0
@@ -60,7 +58,6 @@ def _encode_requests(model, tokenizer, requests, prefix):
 
 def _layout(context, options):
     """Ids of a row (context, each option but its last token), their segments, and the places that predict the options.
-
     >>> _layout([1, 5, 6], [[7, 8], [9], [7, 4]])
     ([1, 5, 6, 7, 7], [0, 0, 0, 1, 3], [2, 3, 2, 2, 4])
     """
@@ -101,10 +98,8 @@ def _log_probabilities(model, hidden, targets):
 @torch.inference_mode()
 def perplexity(model, packed, *, rows_per_batch=16):
     """Mean negative log-likelihood per label in nats (perplexity is its exp), and the number of labels, of a Packed.
-
     Documents in a row do not see each other: with no attention mask, no cache and restarting position ids, transformers
-    builds the document mask itself. Raises ValueError without any label, or for a model that takes no position ids.
-    """
+    builds the document mask itself. Raises ValueError without any label, or for a model that takes no position ids."""
     if "position_ids" not in _prepare(model):
         raise ValueError(f"{type(model).__name__} takes no position ids: packed documents would see each other")
     total, count = 0.0, 0
@@ -123,13 +118,11 @@ def perplexity(model, packed, *, rows_per_batch=16):
 def generate(model, tokenizer, prompts, *, max_new_tokens, tokens_per_batch=8192, temperature=0.0, samples=1, seed=0,
              stop=(), progress=None):
     """The text that follows each prompt: greedy, or sampled at a temperature above 0.
-
     A text ends at an end-of-sequence token, before the first of the `stop` strings, or after max_new_tokens. With
     samples > 1 a prompt is read once and continued that often. What is drawn depends on seed, prompt and number of the
     sample alone, not on the batch: the same prompt twice in a list gives the same text twice. progress: called with
     (prompts done, prompts). Returns a list of texts or, with samples > 1, of lists of texts. Raises ValueError for a
-    prompt that exceeds the model's context together with the new tokens.
-    """
+    prompt that exceeds the model's context together with the new tokens."""
     if samples > 1 and temperature <= 0:
         raise ValueError(f"{samples} samples at temperature 0 would all be the same: set a temperature above 0")
     encoded = _with_bos(tokenizer, prompts)
@@ -224,7 +217,6 @@ def _with_bos(tokenizer, texts):
 
 def _batches(lengths, tokens_per_batch, progress=None):
     """Numbers of the rows of each batch, longest first; rows x longest is at most tokens_per_batch, or it is one row.
-
     >>> list(_batches([3, 9, 4, 5, 20], 10))
     [[4], [1], [3, 2], [0]]
     """

@@ -17,7 +17,6 @@ ZERO_SHOT_INSTRUCTION = "Make a choice based on the question and options."  # PM
 
 def render_prompt(record, *, template="short"):
     """The text before the response of one {instruction, input, output} record.
-
     >>> render_prompt({"instruction": "Answer.", "input": "Is water wet?", "output": "yes"})
     '### Instruction:\\nAnswer.\\n### Input:\\nIs water wet?\\n### Response:\\n'
     """
@@ -25,7 +24,6 @@ def render_prompt(record, *, template="short"):
 
 def exam_input(item):
     """Question, context if there is one, and lettered options as PMC-LLaMA printed them.
-
     >>> exam_input({"question": "Best drug?", "context": "", "options": {"A": "x", "B": "y"}})
     '###Question: Best drug?\\n###Options: A. x B. y'
     """
@@ -35,7 +33,6 @@ def exam_input(item):
 
 def exam_answer(item, *, rationale=False):
     """The response that is learned: the option's text and its letter, after the rationale where one is wanted.
-
     >>> item = {"rationale": "X is best.", "answer": "x", "answer_idx": "A", "language": "en"}
     >>> exam_answer(item), exam_answer(item, rationale=True)
     ('The answer is x. OPTION A IS CORRECT.', 'X is best. The answer is x. OPTION A IS CORRECT.')
@@ -101,7 +98,6 @@ def knowledge_graph_records(world, language, diseases, *, records, seed):
 
 def sft_labels(prompt_ids, response_ids):
     """(input ids, labels) of one example: only the response is learned.
-
     >>> sft_labels([5, 6, 7], [8, 9])
     ([5, 6, 7, 8, 9], [-100, -100, -100, 8, 9])
     """
