@@ -29,11 +29,9 @@ class World:
 
 def load_world(*, number_of_diseases=None, fictional=False, seed=0):
     """Read lib/knowledge; `fictional` gives every medical term a seeded pseudo-word, the same one everywhere.
-
-    `number_of_diseases` keeps a seeded subset. Raises ValueError with file and line for a broken table.
-    """
-    diseases = [dict(row) for row in _read_table("diseases.csv")]
-    terms = {row["en"]: {language: row[language] for language in LANGUAGES} for row in _read_table("terms.csv")}
+    `number_of_diseases` keeps a seeded subset. Raises ValueError with file and line for a broken table."""
+    diseases = [dict(row) for row in read_table("diseases.csv")]
+    terms = {row["en"]: {language: row[language] for language in LANGUAGES} for row in read_table("terms.csv")}
     for number, disease in enumerate(diseases, start=2):
         for column in ("name", *ATTRIBUTES):
             if disease[column] not in terms:
@@ -43,7 +41,7 @@ def load_world(*, number_of_diseases=None, fictional=False, seed=0):
     terms = _fictional_terms(terms, seed) if fictional else terms
     everyday = ({"kind": row["subject_kind"], "attribute": row["attribute"]}
                 | {slot: {language: row[f"{slot}_{language}"] for language in LANGUAGES} for slot in ("subject", "value")}
-                for row in _read_table("everyday.csv"))
+                for row in read_table("everyday.csv"))
     return World(tuple(diseases), terms, tuple(everyday), fictional)
 
 def split_diseases(world, *, test_share=0.5, seed=0):
@@ -57,12 +55,17 @@ def split_diseases(world, *, test_share=0.5, seed=0):
 @functools.cache
 def wordings(language):
     """All templates of a language, as in lib/knowledge/wordings_<language>.yaml."""
-    return _read_yaml(f"wordings_{language}.yaml", language)
+    return read_yaml(f"wordings_{_known(language)}.yaml")
 
 @functools.cache
 def everyday_wordings(language):
     """The templates for everyday facts of a language."""
-    return _read_yaml("everyday_wordings.yaml", language)[language]
+    return read_yaml("everyday_wordings.yaml")[_known(language)]
+
+def _known(language):
+    if language not in LANGUAGES:
+        raise ValueError(f"no wordings for language {language!r}; known are {', '.join(LANGUAGES)}")
+    return language
 
 def term(world, disease, column, language):
     """The text of a disease's `name` or attribute, as it stands inside a sentence."""
@@ -70,7 +73,6 @@ def term(world, disease, column, language):
 
 def bare(text, language):
     """A term without its article, as exam options print it.
-
     >>> bare("an electrocardiogram", "en"), bare("l'asthme", "fr"), bare("la tos", "es")
     ('electrocardiogram', 'asthme', 'tos')
     """
@@ -78,7 +80,6 @@ def bare(text, language):
 
 def fill(template, **slots):
     """Fill {slot} as given and {Slot} with a capital first letter.
-
     >>> fill("{Disease} is treated with {value}.", disease="asthma", value="salbutamol")
     'Asthma is treated with salbutamol.'
     """
@@ -309,8 +310,7 @@ def _fact_choices(world, exam, language, disease, column, diseases, draw, *, cou
     right = term(world, disease, column, language)
     others = sorted({term(world, d, column, language) for d in diseases} - {right})
     if len(others) < count - 1:
-        raise ValueError(f"{exam} exam ({language}): {len(diseases)} diseases give only {len(others)} wrong {column} options; "
-                         "add diseases")
+        raise ValueError(f"{exam} exam ({language}): {len(diseases)} diseases give only {len(others)} wrong {column} options; add diseases")
     return _choices(right, draw.sample(others, count - 1), language, draw)
 
 def _choices(right, wrong, language, draw):
@@ -320,22 +320,20 @@ def _choices(right, wrong, language, draw):
 
 # --- reading the tables -----------------------------------------------------------------------------------------------
 
-def _read_table(name):
+def read_table(name):
+    """The rows of a CSV file in lib/knowledge; ValueError with file and line where a cell is empty or one too many."""
     with open(KNOWLEDGE / name, encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     for number, row in enumerate(rows, start=2):
         if None in row:
             raise ValueError(f"lib/knowledge/{name}, line {number}: more cells than the header has columns")
-        empty = [column for column, value in row.items() if not (value or "").strip()]
-        if empty:
-            raise ValueError(f"lib/knowledge/{name}, line {number}: {', '.join(map(str, empty))} is empty")
+        if empty := [column for column, value in row.items() if not (value or "").strip()]:
+            raise ValueError(f"lib/knowledge/{name}, line {number}: {', '.join(empty)} is empty")
     return rows
 
-def _read_yaml(name, language):
-    path = KNOWLEDGE / name
-    if language not in LANGUAGES or not path.exists():
-        raise ValueError(f"no wordings for language {language!r}; known are {', '.join(LANGUAGES)}")
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def read_yaml(name):
+    """A YAML file in lib/knowledge."""
+    return yaml.load((KNOWLEDGE / name).read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 def _fictional_terms(terms, seed):
     """A pseudo-word for every term and language, unique within the language."""
