@@ -3,7 +3,6 @@
 # A step takes a record {text, source, language, id, meta} and returns it (a changed copy where it mends something) or
 # the reason, a string, for dropping it. meta["removed"] counts what was taken out: {kind: lines or marks}.
 
-import csv
 import functools
 import hashlib
 import re
@@ -13,7 +12,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from lib.world import KNOWLEDGE, bare
+from lib.world import bare, read_table, read_yaml
 
 ABOUT = ("id", "source", "language")  # what is kept of a dropped record, with the reason and a sample
 UNSPACED = ("zh", "ja")  # written without spaces: counted in characters, matched without word splitting
@@ -25,45 +24,21 @@ KEYWORD_THRESHOLDS = {"en": (5, .04), "zh": (5, .05), "ja": (5, .05), "ru": (4, 
 # and one test, so five keywords are out of reach; one keyword at half the published share already separates.
 WORLD_THRESHOLDS = {language: (1, share / 2) for language, (_, share) in KEYWORD_THRESHOLDS.items()}
 
-URL = re.compile(r" ?(?:https?://|www\.|doi:\s?10\.)[\w./?=&%#~:+@!$;,()-]*[\w/]", re.I | re.ASCII)
-CITATION = re.compile(r"[ \t]{0,3}\[\d{1,3}(?:\s?[,，、;–-]\s?\d{1,3})*\]")  # [3], [3,7], [3-7]
-FIGURE = (r"(?:\b(?:fig(?:ure|ura)?s?|tables?|tableaux?|tablas?|рис(?:ун\w+)?|табл\w*)\b\.?\s?(?:n[o°]\.?\s?|№\s?)?\d"
-          r"|(?<![代发發])[図图圖表]\s?\d)")  # 代表3 is "stands for 3", not a table
-FIGURE_REFERENCE = re.compile(FIGURE, re.I)
-FIGURE_IN_BRACKETS = re.compile(rf"\s?[(（][^()（）]{{0,25}}{FIGURE}[^()（）]{{0,25}}[)）]", re.I)
-MARKS = {"URL": URL, "citation mark": CITATION, "figure reference": FIGURE_IN_BRACKETS}
-SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\bfig\.)(?<!\bсм\.)(?<!\bрис\.)(?<!\bтабл\.)\s+|(?<=[。！？])\s*", re.I)
+PATTERNS = read_yaml("filters.yaml")
+FORMS = {kind: f"(?:{'|'.join(forms)})" for kind, forms in PATTERNS["dirt"].items()}
+BOILERPLATE = {kind: re.compile("|".join(forms), re.I) for kind, forms in PATTERNS["boilerplate"].items()}
+FIGURE_REFERENCE = re.compile(FORMS["figure"], re.I)
+MARKS = {"URL": re.compile(FORMS["url"], re.I | re.ASCII), "citation mark": re.compile(FORMS["citation"]),
+         "figure reference": re.compile(rf"\s?[(（][^()（）]{{0,25}}{FORMS['figure']}[^()（）]{{0,25}}[)）]", re.I)}
+SENTENCE_END = re.compile(FORMS["sentence end"], re.I)
 HYPHEN = re.compile(r"(?<=[a-zà-ÿа-яё])[-\u00ad]\n(?=[a-zà-ÿа-яё])")  # capitals and digits keep theirs: IL-\n6
-NAME = r"(?:[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)? [A-Z]{1,3}\b\.?|(?:[A-Z]\. ?){1,2}[A-Z][\w'’-]+)"  # Okafor A; A. Okafor
-NEXT = rf"(?:(?:[,;]|,? and|,? &) {NAME})"
-REFERENCES = re.compile(
-    r"[\d.\s]*(?:references|bibliograph(?:y|ie)|literature cited|(?:参考|引用)?文[献獻]|références|список литературы"
-    r"|литература|библиография|referencias|bibliografía)[\s:：.]*", re.I)
+NAME, NEXT = FORMS["name"], rf"(?:(?:[,;]|,? and|,? &) {FORMS['name']})"
+REFERENCES = re.compile(rf"[\d.\s]*{FORMS['references']}[\s:：.]*", re.I)
 ENTRY = re.compile(rf"\[?\d{{1,3}}[\].)、．]?\s.*(?:(?:19|20)\d\d|doi|et al)|.*doi\.org/|{NAME}.*\b(?:19|20)\d\d\b")
-PAGE_NUMBER = re.compile(r"\W*(?:page|p\.|стр\.|página|第)?\s*\d{1,4}\s*[页頁]?\s*(?:(?:of|/|de|sur|из) \d+)?\W*", re.I)
+PAGE_NUMBER = re.compile(FORMS["page number"], re.I)
 WHOLE_LINES = {  # three names or "et al." make a line of authors: "Hepatitis B" alone is a heading
-    "author line": re.compile(rf"(?:Authors?|Auteurs?|Autore?s?|Авторы?|作者|著者)\s*[:：].*|{NAME}{NEXT}*,? et al\.?"
-                              rf"|{NAME}{NEXT}{{2,}}\.?"),
-    "contents": re.compile(r".{0,150}(?:\.{4,150}|…{2,50}|(?:\. ){4,50})\s*\d.*|(?:table of )?contents|目[录錄次]"
-                           r"|sommaire|table des matières|содержание|оглавление|índice", re.I)}
-
-# A line with one of these is about the site, not its subject: links side by side (running text has no bars), what the
-# law asks for (cookies, copyright, privacy), and what pages bid readers do (share, log in, skip, read on). The phrases
-# are whole ones: "cookies" alone is a food, "зарегистрированы" counts cases, "переходить к" may lead to a treatment.
-BOILERPLATE = {kind: re.compile(pattern, re.I) for kind, pattern in {
-    "menu": r"\S [|｜] \S|\S [›·•] \S.* [›·•] \S",
-    "cookie notice": r"(?:us(?:e|es|ing)|accept|all|utili\w+|las|les|des|файл\w*|用)\W?cookie|cookieを|クッキーを使",
-    "sharing": r"\bshare (?:this (?:page|post)|on|via) |follow us|分享(?:到|至)|シェアする|partagez (?:cet|la|sur)|suivez-nous"
-               r"|поделит(?:есь|ься:)|comparta est|síguenos",
-    "copyright": r"©|copyright|rights reserved|版权所有|無断転載|droits réservés|права защищены|derechos reservados",
-    "account": r"newsletter|log ?in (?:or|to)|leave a comment|订阅|登录|メルマガ|メールマガジン|ログイン"
-               r"|(?:inscrivez|abonnez|connectez)-vous|подпи(?:ши|ск)|войдите|зарегистрируйтесь|suscríb|inicie sesión",
-    "legal notice": r"privacy policy|terms of use|隐私政策|免责声明|仅供参考|プライバシーポリシー|利用規約|診断に代わる"
-                    r"|politique de conf|mentions légales|политик\w+ конф|не заменяет консульт|política de privacidad",
-    "navigation": r"\bskip to|back to (?:the )?top|返回顶部|上一篇|ページの先頭|前の記事|aller .{0,14}au contenu"
-                  r"|haut de (?:la )?page|перейти к .{0,12}содерж|saltar al contenido|volver arriba",
-    "further reading": r"related articles|was this .{0,20}helpful|热门推荐|相关阅读|よく読まれて|関連記事|lire aussi"
-                       r"|article vous a|читайте также|(?:статья|страница) .{0,12}полезн|resultado útil"}.items()}
+    "author line": re.compile(rf"{FORMS['authors']}\s*[:：].*|{NAME}{NEXT}*,? et al\.?|{NAME}{NEXT}{{2,}}\.?"),
+    "contents": re.compile(FORMS["contents"], re.I)}
 MAXIMUM_BOILERPLATE = 160  # characters; a longer line that mentions cookies or a login is an article about them
 
 def clean_book(record):
@@ -85,7 +60,6 @@ def clean_web(record):
 
 def boilerplate_kind(line):
     """The kind of boilerplate that a line is, or None.
-
     >>> [boilerplate_kind(line) for line in ("Accept all cookies", "首页 | 资讯 | 联系我们", "Malaria is treatable.")]
     ['cookie notice', 'menu', None]
     """
@@ -125,8 +99,7 @@ def _without_running_heads(lines, removed):
     """Drop page numbers, and short lines that come back three times or more but for their digits: heads of pages."""
     forms = [re.sub(r"\d+", "#", line) for line in lines]
     times = Counter(form for form in forms if len(form) <= 60 and not form.endswith(tuple(".!?。！？:：")))
-    kept = [line for line, form in zip(lines, forms, strict=True)
-            if not form or (times[form] < 3 and not PAGE_NUMBER.fullmatch(line))]
+    kept = [line for line, form in zip(lines, forms, strict=True) if not form or (times[form] < 3 and not PAGE_NUMBER.fullmatch(line))]
     removed["running head"] += len(lines) - len(kept)
     return kept
 
@@ -148,16 +121,14 @@ def wrong_script(record, *, share=0.5):
 def default_keywords(language):
     """The diseases, treatments and tests of lib/knowledge/terms.csv, and the words of 7 letters or more in their names:
     "infectious mononucleosis" also counts as "mononucleosis". Chinese and Japanese names stay whole."""
-    with open(KNOWLEDGE / "terms.csv", encoding="utf-8", newline="") as stream:
-        terms = [bare(row[language], language) for row in csv.DictReader(stream)
-                 if row["kind"] in ("disease", "drug", "treatment", "test")]
+    kinds = ("disease", "drug", "treatment", "test")
+    terms = [bare(row[language], language) for row in read_table("terms.csv") if row["kind"] in kinds]
     words = [] if language in UNSPACED else re.findall(r"[^\W\d_]{7,}", " ".join(terms))
     return tuple(dict.fromkeys(keyword.lower() for keyword in terms + words))
 
 def keyword_hits(text, language, keywords):
-    """(number of different keywords, share of the text's characters in a keyword), by MMedLM's rule: a long keyword
-    counts anywhere in the text, a short one as a whole token between spaces; in Chinese and Japanese all are long.
-
+    """(number of different keywords, share of the text's characters in a keyword), by MMedLM's rule: a long keyword counts anywhere in the
+    text, a short one as a whole token between spaces; in Chinese and Japanese all are long.
     >>> keyword_hits("Asthma and asthma attacks", "en", ("asthma", "tuberculosis"))
     (1, 0.48)
     """
@@ -220,12 +191,13 @@ def clean(records, steps):
 
 def count_reasons(dropped):
     """Documents dropped per source, language and reason, as a table."""
-    counts = Counter((drop["source"], drop["language"], drop["reason"]) for drop in dropped)
-    return pd.DataFrame([(*key, n) for key, n in sorted(counts.items())], columns=[*ABOUT[1:], "reason", "documents"])
+    return _sums([(drop["source"], drop["language"], drop["reason"], 1) for drop in dropped], "reason", "documents")
 
 def count_removed(records):
     """Lines and marks taken out of kept records per source, language and kind, as a table."""
-    rows = [(record["source"], record["language"], *item) for record in records
-            for item in record.get("meta", {}).get("removed", {}).items()]
-    frame = pd.DataFrame(rows, columns=[*ABOUT[1:], "kind", "lines"])
-    return frame.groupby([*ABOUT[1:], "kind"], as_index=False)["lines"].sum()
+    return _sums([(record["source"], record["language"], *item) for record in records
+                  for item in record.get("meta", {}).get("removed", {}).items()], "kind", "lines")
+
+def _sums(rows, kind, number):
+    keys = [*ABOUT[1:], kind]
+    return pd.DataFrame(rows, columns=[*keys, number]).groupby(keys, as_index=False)[number].sum()
