@@ -1,9 +1,8 @@
 """Draw every kind of figure of this project with one call, in one house style; each function returns the figure.
 
-Scores are 0-1 in the data and shown in percent: an axis title without a unit, over values of at most 1, is a share. Any other
-quantity names its unit, as in "loss (nats per token)". Rows, panels and series keep the order of the frame. A label that names a
-model has the colour of its family in every figure. In a notebook, end the line with `;`: the open figure is shown once, below.
-"""
+Scores are 0-1 in the data and shown in percent: an axis title without a unit, over values of at most 1, is a share. Any other quantity
+names its unit, as in "loss (nats per token)". Rows, panels and series keep the order of the frame. A label that names a model has the
+colour of its family in every figure. In a notebook, end the line with `;`: the open figure is shown once, below."""
 
 import re
 import textwrap
@@ -17,40 +16,25 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from lib.world import read_yaml
+
 WIDTH = 7.0  # inches: the text width of a page
 PER_ROW = 3  # panels side by side
 INK, PALE = "#333333", "#8a8a8a"  # text; chance and zero lines
-PALETTE = {  # one colour a model family; a test measures how far apart three kinds of colour-blind eyes see each pair
-    "this project": "#D55E00", "PMC-LLaMA": "#0072B2", "MMed": "#E69F00", "Med-PaLM": "#009E73", "GPT": "#332288",
-    "LLaMA": "#56B4E9", "InternLM": "#D9CB5A", "Mistral": "#882255", "human": "#000000", "other medical": "#CC79A7",
-    "other": "#737373"}
-FAMILIES = {  # the first pattern that a name holds decides
-    "this project": r"\bours\b|this project|controlled world", "human": r"human|physician|expert", "PMC-LLaMA": r"pmc.?llama",
-    "MMed": r"mmed(?!qa|bench)", "Med-PaLM": r"palm", "GPT": r"gpt(?!-?neo)",
-    "other medical": r"meditron|med42|aloe|alpaca|chat-?doctor|biomistral|bert(?!score)|biomedlm|dragon|med-gemini", "InternLM": r"internlm",
-    "Mistral": r"mistral", "LLaMA": r"llama", "other": r"bloom|baichuan|qwen|claude|gpt-?neo|gemma|gemini"}
-CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#332288", "#737373", "#882255"]
+STYLE = read_yaml("figures.yaml")  # colours of the model families, of everything else, and matplotlib's settings
+PALETTE = {name: colour for name, (colour, _) in STYLE["families"].items()}
+CYCLE = STYLE["cycle"]
 MARKERS = "osD^vP*X"
 DASHED = {"color": PALE, "linewidth": 0.8, "linestyle": (0, (4, 3))}  # the chance level
 
-def use_house_style():
-    """Fonts, lines and sizes of every figure; called once when this module is imported."""
-    matplotlib.rcParams.update({
-        "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 8.5, "axes.labelsize": 8.5,
-        "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.spines.top": False, "axes.spines.right": False,
-        "axes.edgecolor": PALE, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
-        "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.linewidth": 0.7, "xtick.major.width": 0.7,
-        "ytick.major.width": 0.7, "axes.axisbelow": True, "axes.xmargin": 0.05, "grid.color": "0.92",
-        "grid.linewidth": 0.6, "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.6,
-        "figure.dpi": 110, "figure.facecolor": "white", "figure.constrained_layout.use": True,
-        "figure.max_open_warning": 0, "pdf.fonttype": 42})
+matplotlib.rcParams.update(STYLE["settings"])
 
 def family(name) -> str | None:
     """The model family of a name, None where it names no model.
     >>> [family(name) for name in ("MMed-Llama 3", "PMC-LLaMA_K 7B", "GPT-4 (5-shot)", "Llama 3", "MedMCQA")]
     ['MMed', 'PMC-LLaMA', 'GPT', 'LLaMA', None]
     """
-    return next((key for key, pattern in FAMILIES.items() if re.search(pattern, str(name), re.IGNORECASE)), None)
+    return next((key for key, (_, pattern) in STYLE["families"].items() if re.search(pattern, str(name), re.IGNORECASE)), None)
 
 def colours(names) -> dict:
     """A colour for every line or part: its family's, paler from the second on; names of no model take the cycle.
@@ -127,8 +111,7 @@ def _panels(frame, *, label, group, row_height, axis_title, share="all"):
     for labels, _ in rows:
         lines = max(1 + _wrap(name).count("\n") for name in labels)
         heights.append(len(labels) * max(row_height, 0.06 + 0.13 * lines) + 0.35 + 0.2 * (group is not None))
-    fig, grid = plt.subplots(len(rows), width, figsize=(WIDTH, sum(heights) + 0.55), height_ratios=heights,
-                             squeeze=False, sharex=share)
+    fig, grid = plt.subplots(len(rows), width, figsize=(WIDTH, sum(heights) + 0.55), height_ratios=heights, squeeze=False, sharex=share)
     for (labels, parts), axes in zip(rows, grid):
         for ax, (name, part) in zip(axes, parts):
             _rows(ax, labels, ylim=(len(labels) - 0.5, -0.5))
@@ -151,9 +134,7 @@ def _point(ax, at, estimate, **look):
 def interval_bars(frame, *, label, value, low, high, group=None, series=None, reference=None,
                   reference_label="published", chance=None, axis="accuracy", title=None):
     """Rows of estimates with intervals: one row a label, one panel a group, one mark in a row a series.
-
-    value, low, high, reference (drawn hollow): columns. chance: a number, or a column that holds one a panel.
-    """
+    value, low, high, reference (drawn hollow): columns. chance: a number, or a column that holds one a panel."""
     scaled = list(dict.fromkeys(filter(None, [value, low, high, reference])))
     axis, factor = _scaled(axis, frame[scaled].astype(float))
     frame = frame.assign(**{name: factor * frame[name].astype(float) for name in scaled})
@@ -280,8 +261,7 @@ def heat_map(matrix, *, axis_label="accuracy", title=None):
     middle = (np.nanmin(table) + np.nanmax(table)) / 2
     for (row, column), number in np.ndenumerate(table.to_numpy()):
         if np.isfinite(number):
-            ax.text(column, row, f"{number:.1f}", ha="center", va="center", fontsize=7,
-                    color="white" if number < middle else "black")
+            ax.text(column, row, f"{number:.1f}", ha="center", va="center", fontsize=7, color="white" if number < middle else "black")
     _rows(ax, table.index)
     room = 72 // len(table.columns)  # letters over a column; where a word is longer, the names are slanted
     slant = max(len(word) for name in table.columns for word in str(name).split()) > room
@@ -309,5 +289,3 @@ def radar(frame, *, label, spoke, value, axis="accuracy", title=None):
     ax.spines["polar"].set_color("0.85")
     fig.legend(handles=ax.lines, title=axis, alignment="left", loc="outside right center")
     return _titled(fig, title)
-
-use_house_style()
