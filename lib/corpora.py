@@ -2,11 +2,13 @@
 
 import functools
 import hashlib
-import json
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from lib import filters, sources, world
 
@@ -47,23 +49,14 @@ class Packed:
 
 def read_corpus(path):
     """Records {text, source, language, id, meta} of a JSONL file; ValueError names file, line and field of a bad record."""
-    path, records = Path(path), []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            records.append(_check_record(path, number, line))
-    if not records:
+    if not Path(path).read_text(encoding="utf-8").strip():
         raise ValueError(f"{path}: the corpus is empty; expected one JSON record a line with {', '.join(CORPUS_FIELDS)}")
+    records = []
+    for place, record in sources._json_lines(Path(path)):
+        for field in CORPUS_FIELDS:
+            sources._need(record, field, place)
+        records.append(record)
     return records
-
-def _check_record(path, number, line):
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: broken JSON ({error.msg}, column {error.colno}); mend or delete it") from None
-    for field in CORPUS_FIELDS:
-        if not isinstance(record, dict) or not isinstance(record.get(field), str) or not record[field].strip():
-            raise ValueError(f"{path}, line {number}, field {field!r}: a non-empty string is needed")
-    return record
 
 def select_language(records, language):
     """The records of one language; ValueError when there is none."""
@@ -75,8 +68,7 @@ def select_language(records, language):
 
 # --- from records to rows -----------------------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
-class Cleaned:
+class Cleaned(NamedTuple):
     """What the filters kept and dropped."""
 
     documents: dict   # source -> kept records
@@ -122,14 +114,13 @@ def clean_sources(raw):
 
 def document_table(documents, tokenizer):
     """One line a document: source, language, tokens, characters."""
-    import pandas as pd
     return pd.DataFrame({"source": source, "language": record["language"], "tokens": int(tokens), "characters": len(record["text"])}
                         for source, records in documents.items()
                         for record, tokens in zip(records, count_tokens(tokenizer, [r["text"] for r in records])))
 
 def prepare(raw, profile, *, tokenizer=None, held_out_share=0.05):
     """Clean, split by document, tokenise and pack {source: records}; a tokenizer is trained where none is given."""
-    kept, dropped = (cleaned := clean_sources(raw)).documents, cleaned.dropped
+    kept, dropped = clean_sources(raw)
     parts = {source: split_held_out(records, held_out_share) for source, records in kept.items()}
     training = {source: part[0] for source, part in parts.items()}
     if tokenizer is None:
@@ -202,10 +193,8 @@ def count_tokens(tokenizer, texts):
 
 def pack_documents(documents, sequence_length, *, bos, eos):
     """Fill rows with documents one after another; a document that does not fit goes on in the next row.
-
-    documents: lists of token ids. No padding but in the last row. The first token of every piece carries no label, for
-    nothing in its row precedes it.
-
+    documents: lists of token ids. No padding but in the last row. The first token of every piece carries no label, for nothing in its row
+    precedes it.
     >>> packed = pack_documents([[5, 6, 7], [8, 9]], 4, bos=1, eos=2)
     >>> packed.input_ids.tolist(), packed.position_ids.tolist()
     ([[1, 5, 6, 7], [2, 1, 8, 9], [2, 0, 0, 0]], [[0, 1, 2, 3], [0, 0, 1, 2], [0, 0, 0, 0]])
@@ -214,27 +203,20 @@ def pack_documents(documents, sequence_length, *, bos, eos):
     """
     if not documents:
         raise ValueError("no document to pack: the corpus is empty")
-    wrapped = [[bos, *document, eos] for document in documents]
-    total, pieces, place = sum(map(len, wrapped)), [], 0
-    rows = -(-total // sequence_length)
-    ids = np.zeros(rows * sequence_length, np.int32)
-    ids[:total] = np.concatenate([np.asarray(w, np.int32) for w in wrapped])
-    positions = np.zeros(rows * sequence_length, np.int32)
-    for number, document in enumerate(wrapped):
-        end = place + len(document)
-        while place < end:
-            row, offset = divmod(place, sequence_length)
-            length = min(end - place, sequence_length - offset)
-            positions[place:place + length] = np.arange(length)
-            pieces.append((row, number, length))
-            place += length
-    return _packed(ids.reshape(rows, -1), positions.reshape(rows, -1), None, pieces)
+    pieces, place = [], 0
+    for number, document in enumerate(documents):
+        tokens, start = [bos, *document, eos], 0
+        while start < len(tokens):
+            row, offset = divmod(place + start, sequence_length)
+            part = tokens[start:start + sequence_length - offset]
+            pieces.append((row, number, part, part))
+            start += len(part)
+        place += len(tokens)
+    return _packed(pieces, sequence_length)
 
 def pack_examples(examples, sequence_length):
     """Put whole (prompt ids, response ids) examples into rows, best fit first; only the response is learned.
-
     Raises ValueError for an example that is longer than a row: it must be shortened where it is made.
-
     >>> packed = pack_examples([([5, 6, 7], [8, 9]), ([4], [3])], 8)
     >>> packed.labels.tolist()
     [[-100, -100, -100, 8, 9, -100, 3, -100]]
@@ -245,49 +227,40 @@ def pack_examples(examples, sequence_length):
     if max(lengths) > sequence_length:
         worst = int(np.argmax(lengths))
         raise ValueError(f"instruction example {worst} has {lengths[worst]} tokens; a row holds {sequence_length}")
-    rows = _best_fit(lengths, sequence_length)
-    ids = np.zeros((len(rows), sequence_length), np.int32)
-    labels = np.full_like(ids, IGNORE_INDEX)
-    positions, pieces = np.zeros_like(ids), []
-    for row, members in enumerate(rows):
-        place = 0
-        for number in members:
-            prompt, response = examples[number]
-            end = place + lengths[number]
-            ids[row, place:end] = [*prompt, *response]
-            labels[row, place + len(prompt):end] = response
-            positions[row, place:end] = np.arange(lengths[number])
-            pieces.append((row, number, lengths[number]))
-            place = end
-    return _packed(ids, positions, labels, pieces)
+    return _packed([(row, number, [*prompt, *response], [IGNORE_INDEX] * len(prompt) + list(response))
+                    for row, members in enumerate(_best_fit(lengths, sequence_length))
+                    for number in members for prompt, response in [examples[number]]], sequence_length)
 
 def _best_fit(lengths, sequence_length):
     """Rows of example numbers: longest first, each into the fullest row that still holds it."""
-    rows, room = [], {}  # room: free tokens -> row numbers
+    rows, room = [], defaultdict(list)  # room: free tokens -> row numbers
     for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        fitting = [space for space in room if space >= lengths[number]]
-        if fitting:
-            space = min(fitting)
-            row = room[space].pop()
-            if not room[space]:
-                del room[space]
-        else:
-            row, space = len(rows), sequence_length
+        space = min((free for free, there in room.items() if there and free >= lengths[number]), default=sequence_length)
+        if not room[space]:
+            room[space].append(len(rows))
             rows.append([])
+        row = room[space].pop()
         rows[row].append(number)
-        room.setdefault(space - lengths[number], []).append(row)
+        room[space - lengths[number]].append(row)
     return rows
 
-def _packed(ids, positions, labels, pieces):
-    labels = np.where(positions > 0, ids if labels is None else labels, IGNORE_INDEX).astype(np.int32)  # nothing precedes a start
-    return Packed(ids, labels, positions, np.array(pieces, np.int32).reshape(-1, 3))
+def _packed(pieces, sequence_length):
+    """Rows of pieces (row, document, tokens, labels), each put behind the piece before it in its row."""
+    shape = 1 + max(row for row, *_ in pieces), sequence_length
+    ids, labels, positions = (np.zeros(shape, np.int32) for _ in range(3))
+    filled = [0] * len(ids)
+    for row, _, tokens, learned in pieces:
+        part = slice(filled[row], filled[row] + len(tokens))
+        ids[row, part], labels[row, part], positions[row, part] = tokens, learned, range(len(tokens))
+        filled[row] = part.stop
+    labels[positions == 0] = IGNORE_INDEX  # padding, and a start: nothing precedes it
+    return Packed(ids, labels, positions, np.array([(row, number, len(tokens)) for row, number, tokens, _ in pieces], np.int32))
 
 # --- the mixture -------------------------------------------------------------------------------------------------------
 
 @functools.cache
 def mixture_pattern(weights):
     """The order of sources in one period of sum(weights) rows, spread as evenly as whole rows allow.
-
     >>> mixture_pattern((3, 1))
     (0, 0, 1, 0)
     """
@@ -305,10 +278,8 @@ def _permutation(seed, source, epoch, rows):
 
 def rows_of_step(step, rows_per_step, *, weights, sizes, seed):
     """(source, row) of every row in the global batch of one step: a pure function, so resuming costs nothing.
-
-    weights: whole numbers, rows of each source per period (15, 4, 1). sizes: packed rows of each source. A source is read
-    in a new seeded order each time it is exhausted.
-    """
+    weights: whole numbers, rows of each source per period (15, 4, 1). sizes: packed rows of each source. A source is read in a new seeded
+    order each time it is exhausted."""
     pattern, chosen = mixture_pattern(tuple(weights)), []
     for slot in range(step * rows_per_step, (step + 1) * rows_per_step):
         period, place = divmod(slot, len(pattern))
@@ -320,7 +291,6 @@ def rows_of_step(step, rows_per_step, *, weights, sizes, seed):
 
 def steps_per_epoch(packed_rows, rows_per_step, *, share):
     """Steps of one pass over a source that fills `share` of every batch (PMC-LLaMA: an epoch is one pass over the books).
-
     >>> steps_per_epoch(300, 20, share=15 / 20)
     20
     """
