@@ -1,5 +1,6 @@
 """A model on a benchmark: one row per item, kept beside the model, and the tables that follow from the rows."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -17,16 +18,13 @@ METHODS = {"loglikelihood": "predicted_loglikelihood", "generation": "predicted_
 
 def evaluate(folder, benchmark, *, max_new_tokens=48, methods=tuple(METHODS), chunk=200):
     """Rows of one model on one exam: prompt, log-likelihood of each option, completion, both predictions.
-
     folder: a stage folder of lib.training (its model/ is used) or a model folder. Rows are appended to
-    evaluations/<exam>-<fingerprint>.jsonl beside the model after every `chunk` items, so that a rerun goes on where it stopped.
-    """
-    folder = Path(folder)
+    evaluations/<exam>-<fingerprint>.jsonl beside the model after every `chunk` items, so that a rerun goes on where it stopped."""
     name = f"{benchmark.name}-{benchmark.fingerprint}-{'+'.join(methods)}-{max_new_tokens}.jsonl"
-    path = folder / "evaluations" / name
+    path = Path(folder) / "evaluations" / name
     rows = read_rows(path)
     if len(rows) < len(benchmark.items):
-        model, tokenizer = load_model(folder / "model" if (folder / "model").is_dir() else folder)
+        model, tokenizer = load_model(training.model_folder(folder))
         for start in range(len(rows), len(benchmark.items), chunk):
             for row in score_items(model, tokenizer, benchmark, benchmark.items[start:start + chunk], methods, max_new_tokens):
                 append_row(path, row)
@@ -98,9 +96,7 @@ def option_f1(rows, method="generation"):
 
 def accuracy_row(rows, *, method="loglikelihood", chance=None):
     """{items, correct, accuracy, low, high, unparsed, accuracy_parsed, chance} of one model on one exam.
-
-    The interval is Clopper-Pearson's; unparsed answers count as wrong in `accuracy` and are left out of `accuracy_parsed`.
-    """
+    The interval is Clopper-Pearson's; unparsed answers count as wrong in `accuracy` and are left out of `accuracy_parsed`."""
     if not rows:
         raise ValueError("no rows to score: the benchmark has no items")
     right, column = correct(rows, method), METHODS[method]
@@ -112,7 +108,7 @@ def accuracy_row(rows, *, method="loglikelihood", chance=None):
             "chance": chance if chance is not None else np.mean([1 / row["options"] for row in rows])}
 
 def compare(rows_a, rows_b, *, method="loglikelihood", seed=0):
-    """Accuracy of a minus b on the same items, with a bootstrap interval over facts and McNemar's exact p-value."""
+    """Accuracy of a minus b on the same items, with a bootstrap interval and a permutation p-value over facts."""
     if [row["id"] for row in rows_a] != [row["id"] for row in rows_b]:
         raise ValueError("two models can be compared only on the same items in the same order")
     return statistics.paired_difference(correct(rows_a, method), correct(rows_b, method), seed=seed,
@@ -127,10 +123,8 @@ def score_table(folders, exams, *, method="loglikelihood"):
 
 def world_exams(profile, *, part="test", language="en", seed=0, items=None):
     """{name: items} of the three English exams, on the training or the held-out diseases of the controlled world.
-
-    recall stands for MedMCQA, vignette for MedQA, abstract for PubMedQA; abstracts of the training part use four of the six
-    wordings of each result, so that the test also asks for unseen ones.
-    """
+    recall stands for MedMCQA, vignette for MedQA, abstract for PubMedQA; abstracts of the training part use four of the six wordings of
+    each result, so that the test also asks for unseen ones."""
     known = world.load_world(number_of_diseases=profile.number_of_diseases)
     diseases = world.split_diseases(known, test_share=0.6)[part == "test"]
     number, seed = items or (profile.test_items if part == "test" else profile.training_questions), 1000 * (part == "test") + seed
@@ -188,15 +182,15 @@ def exposure_curve(folder, prepared, mixture, test, *, seed=0):
     if not pairs:
         return pd.DataFrame()
     frame = pd.DataFrame(pairs, columns=["exposures", "right"]).sort_values("exposures", ignore_index=True)
-    lines = [{"model": "injected", "exposures": part["exposures"].mean(), "items": len(part), "accuracy": part["right"].mean()}
-             | dict(zip(("low", "high"), map(float, statistics.clopper_pearson(int(part["right"].sum()), len(part)))))
-             for _, part in frame.groupby(frame.index * 12 // len(frame))]
-    return pd.DataFrame(lines)
+    parts = frame.groupby(frame.index * 12 // len(frame))
+    low, high = statistics.clopper_pearson(parts["right"].sum(), parts.size())
+    return pd.DataFrame({"model": "injected", "exposures": parts["exposures"].agg(pd.Series.mean), "items": parts.size(),
+                         "accuracy": parts["right"].mean(), "low": low, "high": high}).reset_index(drop=True)
 
 def exposures_for(curve, *, chance):
     """Statements needed to come half-way from chance to certainty, between the two points of the curve around it; NaN if never."""
     half = chance + (1 - chance) / 2
-    for before, after in zip(curve.itertuples(), list(curve.itertuples())[1:]):
+    for before, after in itertools.pairwise(curve.itertuples()):
         if before.accuracy < half <= after.accuracy:
             share = (half - before.accuracy) / (after.accuracy - before.accuracy)
             return before.exposures + share * (after.exposures - before.exposures)
@@ -211,13 +205,13 @@ def training_speed(folder):
 
 def injection_findings(scores, perplexities, names, tests):
     """The numbers that notebook 02 quotes: recall and everyday facts before and after, perplexity per source."""
-    last, first = scores[scores["tokens"] == scores["tokens"].max()], scores[scores["tokens"] == 0]
+    last = scores[scores["tokens"] == scores["tokens"].max()].set_index(["exam", "mixture"])
+    first = scores[scores["tokens"] == 0].drop_duplicates("exam")
     found = {"chance": tests[0].chance}
-    for exam in scores["exam"].unique():
-        after = last[(last["exam"] == exam) & (last["mixture"] == names[0])].iloc[0]
-        without = last[(last["exam"] == exam) & (last["mixture"] == names[1])].iloc[0]
-        found |= {f"{exam}_base": first[first["exam"] == exam].iloc[0]["accuracy"], f"{exam}_injected": after["accuracy"],
-                  f"{exam}_injected_low": after["low"], f"{exam}_injected_high": after["high"], f"{exam}_without_general": without["accuracy"]}
+    for exam, base in zip(first["exam"], first["accuracy"]):
+        after, without = (last.loc[(exam, name)] for name in names)
+        found |= {f"{exam}_base": base, f"{exam}_injected": after["accuracy"], f"{exam}_injected_low": after["low"],
+                  f"{exam}_injected_high": after["high"], f"{exam}_without_general": without["accuracy"]}
     # With real data the first exam and the first source stand where recall and the textbooks are quoted.
     found |= {f"recall{name.removeprefix(tests[0].name)}": value for name, value in found.items() if name.startswith(tests[0].name)}
     for row in [("book", *perplexities.iloc[0, 1:]), *perplexities.itertuples(index=False)]:
