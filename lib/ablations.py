@@ -7,38 +7,19 @@ import pandas as pd
 from lib import benchmarks, corpora, evaluation, instructions, models, reported, sources, statistics, training, world
 from lib.results import append_row
 
-# PMC-LLaMA, Table 1: key, size, injection (of corpora.MIXTURES), tuning, the key it extends, the published row. The last three
-# rows are 13B models in the paper; here they are the small one, which takes a third of the time.
-PMC_LLAMA = (
-    ("base", "small", None, "task", None, "LLaMA 7B baseline"),
-    ("base_large", "large", None, "task", "base", "LLaMA 13B baseline"),
-    ("papers", "small", "papers", "task", "base", "PMC-LLaMA_K 7B papers"),
-    ("books", "small", "papers_books", "task", "papers", "PMC-LLaMA_K 7B papers+books"),
-    ("books_large", "large", "papers_books", "task", "books", "PMC-LLaMA_K 13B papers+books"),
-    ("rationale", "small", "papers_books", "rationale", "books", "PMC-LLaMA 13B papers+books+rationale"),
-    ("dialogue", "small", "papers_books", "+ dialogue", "rationale", "PMC-LLaMA 13B papers+books+rationale+conversation"),
-    ("graph", "small", "papers_books", "+ knowledge graph", "dialogue", "PMC-LLaMA 13B papers+books+rationale+conversation+KG"),
-)
-LABELS = {"base": "{} base", "base_large": "{} base", "papers": "{} + papers", "books": "{} + papers + books",
-          "books_large": "{} + papers + books", "rationale": "{} + rationale", "dialogue": "{} + rationale + dialogue",
-          "graph": "{} + rationale + dialogue + graph"}
-# The open real files hold no textbooks, and no knowledge graph that may be passed on; reference articles stand in for books.
-PUBLIC_INJECTION = {"papers": "public_abstracts", "papers_books": "public"}
-PUBLISHED_EXAM = {"vignette": "MedQA", "recall": "MedMCQA", "abstract": "PubMedQA",
-                  "medqa_us_4opt": "MedQA", "medmcqa": "MedMCQA", "pubmedqa": "PubMedQA"}
+TABLE = world.read_yaml("ablations.yaml")  # the rows of PMC-LLaMA's Table 1, and what stands in for what with real data
 
 def pmc_llama_rows(profile, data_dir=""):
     """The rows of PMC-LLaMA's Table 1 at the two sizes of a profile; with real data, those whose ingredients the files hold.
-
-    A profile with one size has no rows that only a second size would tell apart.
-    """
+    A profile with one size has no rows that only a second size would tell apart."""
     sizes, rows = {"small": profile.sizes[0], "large": profile.sizes[-1]}, {}
-    for key, size, injection, tuning, extends, published in PMC_LLAMA:
-        label = LABELS[key].format(sizes[size])
+    for line in TABLE["pmc_llama"]:
+        size, injection, tuning = sizes[line["size"]], line["injection"], line["tuning"]
+        label = line["label"].format(size)
         if label not in rows and (not data_dir or tuning == "task"):
-            rows[label] = {"row": label, "key": key, "size": sizes[size], "tuning": tuning, "reported": published,
-                           "injection": PUBLIC_INJECTION.get(injection) if data_dir else injection,
-                           "extends": next((name for name, row in rows.items() if row["key"] == extends), None)}
+            rows[label] = {"row": label, "key": line["key"], "size": size, "tuning": tuning, "reported": line["published"],
+                           "injection": TABLE["public_injection"].get(injection) if data_dir else injection,
+                           "extends": next((name for name, row in rows.items() if row["key"] == line["extends"]), None)}
     return list(rows.values())
 
 def train_rows(profile, rows, *, data_dir="", base_model="", seed=0):
@@ -99,7 +80,7 @@ def accuracy_table(rows, trained, exams, *, method="loglikelihood"):
     lines = []
     for row in rows:
         for exam in exams:
-            pooled = [line for folders in trained.values() for line in evaluation.evaluate(folders[row["row"]], exam)]
+            pooled = _pooled(trained, row["row"], exam)
             line = {"row": row["row"], "size": row["size"], "exam": exam.name, "seeds": len(trained)}
             line |= evaluation.accuracy_row(pooled, method=method, chance=exam.chance)
             if len(trained) > 1:  # seeds share their questions: the interval is over facts
@@ -108,14 +89,15 @@ def accuracy_table(rows, trained, exams, *, method="loglikelihood"):
             lines.append(line)
     return pd.DataFrame(lines)
 
+def _pooled(trained, name, exam):
+    return [line for folders in trained.values() for line in evaluation.evaluate(folders[name], exam)]
+
 def step_table(rows, trained, exams, *, method="loglikelihood"):
-    """Each row against the row it extends on the same items: difference, interval over facts, exact McNemar p-value."""
+    """Each row against the row it extends on the same items: difference, interval and p-value over facts."""
     lines = []
     for row in rows:
         for exam in exams if row["extends"] else ():
-            new, old = ([line for folders in trained.values() for line in evaluation.evaluate(folders[name], exam)]
-                        for name in (row["row"], row["extends"]))
-            gain = evaluation.compare(new, old, method=method)
+            gain = evaluation.compare(*(_pooled(trained, name, exam) for name in (row["row"], row["extends"])), method=method)
             lines.append({"exam": exam.name, "step": f"{row['row']} over {row['extends']}", "row": row["row"], "difference": gain.value,
                           "low": gain.low, "high": gain.high, "wins": gain.wins, "losses": gain.losses, "p_value": gain.p_value})
     return pd.DataFrame(lines)
@@ -124,7 +106,7 @@ def published_column(table, rows):
     """The published accuracy (0-1) of the paper's row on the exam that ours stands for, in the order of `table`."""
     published = reported.query("PMC-LLaMA", table="1", metric="accuracy").set_index(["row", "column"])["value"] / 100
     names = {row["row"]: row["reported"] for row in rows}
-    return [published[names[line.row], PUBLISHED_EXAM[line.exam]] for line in table.itertuples()]
+    return [published[names[line.row], TABLE["published_exam"][line.exam]] for line in table.itertuples()]
 
 def exposure_column(rows, profile, exam, data_dir="", *, seed=0):
     """{row: mean number of statements of the facts that the exam asks}, over the injection of each row; 0 without injection."""
@@ -146,9 +128,7 @@ def steps_between(folders, exams, *, seed=0):
 
 def open_answer_table(folders, profile, *, seed=0):
     """Open answers on held-out diseases: does a reply to a patient name the right term, is the right relation preferred?
-
-    The reply is generated and searched for the term. The relation of two concepts is chosen among the six by log-likelihood.
-    """
+    The reply is generated and searched for the term. The relation of two concepts is chosen among the six by log-likelihood."""
     known = world.load_world(number_of_diseases=profile.number_of_diseases)
     diseases, words = world.split_diseases(known, test_share=0.6)[1], world.wordings("en")
     facts = [(disease, attribute) for disease in diseases for attribute in world.ATTRIBUTES]
@@ -196,20 +176,18 @@ def unseen_wording_table(folders, profile, *, seed=0):
 
 def tuning_findings(scores, generated, steps, replies, unseen):
     """The numbers of notebook 03, name -> value."""
-    cell = scores[scores["exam"] == "recall"].set_index("model")
-    written = generated[generated["exam"] == "recall"].set_index("model")
-    found = {"chance": cell["chance"].iloc[0], "generated_recall": written.loc["rationale", "accuracy"]}
-    for name, short in (("before tuning", "untuned"), ("rationale", "rationale")):
-        found |= {f"recall_{short}": cell.loc[name, "accuracy"], f"recall_{short}_low": cell.loc[name, "low"],
-                  f"recall_{short}_high": cell.loc[name, "high"]}
+    scores, generated = (frame[frame["exam"] == "recall"].set_index("model") for frame in (scores, generated))
+    found = {"chance": scores["chance"].iloc[0], "generated_recall": generated.loc["rationale", "accuracy"]}
+    found |= {f"recall_{short}{end}": scores.loc[name, column] for short, name in (("untuned", "before tuning"), ("rationale", "rationale"))
+              for end, column in (("", "accuracy"), ("_low", "low"), ("_high", "high"))}
     found |= _gains(steps, {"dialogue": "+ dialogue", "graph": "+ knowledge graph"})
-    reply = replies[replies["task"] == "reply to a patient"].set_index("model")["accuracy"]
-    relation = replies[replies["task"] == "relation of two concepts"].set_index("model")["accuracy"]
-    found |= {"reply_rationale": reply["rationale"], "reply_dialogue": reply["+ dialogue"],
-              "relation_dialogue": relation["+ dialogue"], "relation_graph": relation["+ knowledge graph"]}
-    parsed = unseen[unseen["instruction"] == "unseen wordings"].set_index("model")
-    return found | {"parsed_paraphrased": parsed.loc["rationale", "parsed"], "parsed_fixed": parsed.loc["fixed wording", "parsed"],
-                    "unseen_paraphrased": parsed.loc["rationale", "accuracy"], "unseen_fixed": parsed.loc["fixed wording", "accuracy"]}
+    right = replies.set_index(["task", "model"])["accuracy"]
+    found |= {f"{task.split()[0]}_{short}": right[task, name] for task, short, name in (
+        ("reply to a patient", "rationale", "rationale"), ("reply to a patient", "dialogue", "+ dialogue"),
+        ("relation of two concepts", "dialogue", "+ dialogue"), ("relation of two concepts", "graph", "+ knowledge graph"))}
+    unseen = unseen[unseen["instruction"] == "unseen wordings"].set_index("model")
+    return found | {f"{kind}_{short}": unseen.loc[name, column] for kind, column in (("parsed", "parsed"), ("unseen", "accuracy"))
+                    for short, name in (("paraphrased", "rationale"), ("fixed", "fixed wording"))}
 
 def ablation_findings(rows, table, steps):
     """The numbers of notebook 04, name -> value: every cell of the table, and the steps of the exam that asks for facts."""
@@ -217,7 +195,7 @@ def ablation_findings(rows, table, steps):
     cell = table[table["exam"] == exam].set_index("row")
     found = {f"{line.row} / {line.exam}": line.accuracy for line in table.itertuples()} | {"chance": cell["chance"].iloc[0]}
     found |= {f"{key}_recall": cell.loc[name, "accuracy"] for key, name in names.items()}
-    return found | _gains(steps, {key: names.get(key) for key, *_ in PMC_LLAMA}, exam=exam)  # None for a row that is not there
+    return found | _gains(steps, {line["key"]: names.get(line["key"]) for line in TABLE["pmc_llama"]}, exam=exam)  # None: no such row
 
 def _gains(steps, named, *, exam="recall"):
     lines = steps[steps["exam"] == exam].set_index("row")
