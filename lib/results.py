@@ -27,10 +27,7 @@ SHOWN_PROFILES = ("small", "small-public", "full", "full-public")  # the folders
 SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}")
 BOLD_FINDING = re.compile(r"\*\*([^*\n]+)\*\*<!--\s*(100\*)?\s*(\w+)\s*-->")
 NUMBER = re.compile(r"([+\-\u2212]?)(\d[\d,]*)(?:\.(\d+))?")
-STYLE = """body{max-width:60em;margin:2em auto;padding:0 1em;font:16px/1.5 system-ui,sans-serif;color:#222}
-pre{overflow-x:auto;font-size:13px;line-height:1.4}.highlight{background:#f6f6f4;padding:.3em .8em;border-radius:4px}
-table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}td,th{padding:.25em .7em;text-align:right}
-tr{border-bottom:1px solid #ddd}img{max-width:100%}.prompt,.anchor-link{display:none}"""
+STYLE = Path(__file__).with_name("knowledge") / "page.css"  # of the HTML pages
 
 @dataclass(frozen=True)
 class Run:
@@ -48,7 +45,6 @@ def results_root():
 
 def profile_folder(parameters):
     """The name of the folder under results/: the profile, with `-public` when real data is read.
-
     >>> profile_folder({"PROFILE": "small"}), profile_folder({"PROFILE": "small", "DATA_DIR": "../data"})
     ('small', 'small-public')
     """
@@ -171,7 +167,6 @@ def read_table(profile, notebook, name):
 
 def fill_answer(markdown, findings):
     """Put the findings into the bold numbers of a first cell, each with as many decimals as it had.
-
     >>> fill_answer("**0.51**<!--recall--> of **+1.0**<!--100*gain--> in **9,999**<!--n-->",
     ...             {"recall": 0.934, "gain": 0.0312, "n": 12345})
     '**0.93**<!--recall--> of **+3.1**<!--100*gain--> in **12,345**<!--n-->'
@@ -208,7 +203,7 @@ def to_html(path, title):
     from pygments.formatters import HtmlFormatter
     body, _ = HTMLExporter(template_name="basic", exclude_anchor_links=True).from_filename(str(path))
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-            f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}\n'
+            f'<meta name="viewport" content="width=device-width">\n<style>{STYLE.read_text()}'
             f'{HtmlFormatter().get_style_defs(".highlight")}</style></head>\n<body>{body}</body></html>\n')
 
 @contextlib.contextmanager
@@ -313,11 +308,8 @@ def _finding(name, value):
 
 def _git(*arguments):
     """The output of git in the repository, None where there is no git or no commit."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
 
 def _device():
     torch = sys.modules.get("torch")  # a notebook that did not load torch ran on the processor
