@@ -64,7 +64,6 @@ def read_job(path, profile="small"):
 
 def parse_parameters(source):
     """The literal assignments of a parameters cell as name -> (default, help).
-
     >>> parse_parameters('SEEDS = 2  # repeats of every run')
     {'SEEDS': (2, 'repeats of every run')}
     """
@@ -78,7 +77,6 @@ def parse_parameters(source):
 
 def parse_value(name, text, default):
     """A command-line value in the type of the notebook's default; raises ValueError where it does not fit.
-
     >>> parse_value("SEEDS", "3", 1), parse_value("RATE", "1", 0.5), parse_value("LANGUAGES", '["en"]', ["en", "zh"])
     (3, 1.0, ['en'])
     """
@@ -296,9 +294,7 @@ def run_jobs(jobs, *, force=False, stop_on_error=False, time_limit=None):
 
 def fill_sources(jobs):
     """Put the findings of results/small into the first cells of the sources and into the README; yields their paths.
-
-    In the README a finding is named after its notebook: n02_recall_base.
-    """
+    In the README a finding is named after its notebook: n02_recall_base."""
     known, readme = {}, jobs[0].path.parent.parent / "README.md"
     for job in jobs:
         findings = results_root() / "small" / job.name / "findings.json"

@@ -1,8 +1,7 @@
 """Say how sure a score is: intervals, paired tests, agreement, rank correlation, power and GRIM.
 
-Functions take numpy arrays or plain numbers, and a seed where they draw. Scores are 0-1, tests two-sided. Bad input raises a
-ValueError that says what was wrong; a value that does not exist (no variation, all ties) is NaN.
-"""
+Functions take numpy arrays or plain numbers, and a seed where they draw. Scores are 0-1, tests two-sided. Bad input raises a ValueError
+that says what was wrong; a value that does not exist (no variation, all ties) is NaN."""
 
 from collections.abc import Callable
 from typing import NamedTuple

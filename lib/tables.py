@@ -19,16 +19,13 @@ STYLES = [{"selector": "caption", "props": "caption-side: top; text-align: left;
 
 def show(frame, *, percent=(), best=(), lowest=(), decimals=1, caption=None):
     """A frame as a page shows it: shares in percent, thousands parted, the best value bold, "-" where one is missing.
-
-    percent: columns that hold 0-1, or True for all numbers; best, lowest: columns whose highest or lowest value is
-    bold, or True for all numbers. Text is escaped. The same frame always gives the same HTML.
-    """
+    percent: columns that hold 0-1, or True for all numbers; best, lowest: columns whose highest or lowest value is bold, or True for all
+    numbers. Text is escaped. The same frame always gives the same HTML."""
     if any(name is not None for name in frame.index.names):
         frame = frame.reset_index()
     frame = frame.set_axis([_header(name) for name in frame.columns], axis=1)
     numbers = [name for name in frame if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool]
-    percent, best, lowest = (numbers if names is True else [_header(name) for name in names]
-                             for names in (percent, best, lowest))
+    percent, best, lowest = (numbers if names is True else [_header(name) for name in names] for names in (percent, best, lowest))
     formats = {name: _number_format(frame[name], 100 if name in percent else 1, decimals) for name in numbers}
     style = frame.style.hide(axis="index").format(formats, na_rep="-", escape="html")
     texts = [name for name in frame if name not in numbers]
@@ -62,10 +59,9 @@ def interval_text(value, low, high, *, percent=True, decimals=1):
 
 def verdict(published, n, ours, low, high, *, comparable=None):
     """How a result of ours stands to a published one (0-1), in one of a fixed list of words.
-
-    comparable: None if both measure the same; "direction" if they are gains of which only the sign can be compared; a
-    reason of REASONS otherwise. n: items behind the published value; None: it counts as exact. "within interval": the
-    two are not distinguishable, by the interval of their difference (square-and-add, Zou and Donner 2008).
+    comparable: None if both measure the same; "direction" if they are gains of which only the sign can be compared; a reason of REASONS
+    otherwise. n: items behind the published value; None: it counts as exact. "within interval": the two are not distinguishable, by the
+    interval of their difference (square-and-add, Zou and Donner 2008).
     >>> verdict(0.854, 1273, 0.861, 0.84, 0.88), verdict(0.854, 1273, 0.6, 0.57, 0.63)
     ('within interval', 'differs')
     >>> verdict(0.011, None, 0.31, 0.24, 0.37, comparable="direction")
@@ -89,9 +85,7 @@ def verdict(published, n, ours, low, high, *, comparable=None):
 
 def estimates(frame):
     """Published values (lines of `reported.read`) as shares: columns score, low, high (0-1) are added.
-
-    The printed interval where there is one, else Wilson's for n items; none for averages, text metrics and unknown n.
-    """
+    The printed interval where there is one, else Wilson's for n items; none for averages, text metrics and unknown n."""
     scale = np.where(frame["metric"] == "proportion", 1, 100)
     n = frame["n"].where(frame["metric"].isin(reported.SCALE))
     count = (frame["value"] / scale * n.fillna(1)).round()
@@ -127,9 +121,7 @@ def own_results(profile, notebook="04_ablations", name="table_1"):
 
 def beside(gains, ours, *, claims, columns, reasons=None):
     """Published gains with our own difference and the verdict; claims, columns: our row -> claim, our exam -> column.
-
-    reasons: claim -> why it cannot be compared (one of REASONS). Without a run of ours the verdict is "no run yet".
-    """
+    reasons: claim -> why it cannot be compared (one of REASONS). Without a run of ours the verdict is "no run yet"."""
     own = {(claims.get(step["row"]), columns.get(step["exam"])): step for step in ours.to_dict("records")}
     nothing, lines = dict.fromkeys(("difference", "low", "high"), math.nan), []
     for gain in gains.to_dict("records"):
