@@ -38,8 +38,6 @@ def _train_row(profile, row, prepared, packed, base_model, seed):
     name = row["tuning"] if row["tuning"] != "task" else f"task-{row['injection'] or 'none'}"
     return training.tune(profile, folder, packed, name=f"tune-{name}-{row['size']}", seed=seed)
 
-# --- instruction data ----------------------------------------------------------------------------------------------------
-
 def training_items(profile, data_dir="", *, seed=0):
     """Training questions of the three exams; of real exams, whatever the test sample leaves."""
     if not data_dir:
@@ -72,8 +70,6 @@ def tuning_data(profile, tokenizer, data_dir="", wanted=("rationale", "+ dialogu
     sets = tuning_sets(instruction_sources(profile, data_dir, seed=seed))
     length = profile.tuning_length * (4 if data_dir else 1)  # real questions are that much longer
     return {name: instructions.pack_records(sets[name], tokenizer, length) for name in sets if name in wanted}
-
-# --- tables --------------------------------------------------------------------------------------------------------------
 
 def accuracy_table(rows, trained, exams, *, method="loglikelihood"):
     """One line a row and exam, seeds pooled: accuracy, interval, chance, unparsed. trained: {seed: {row: stage folder}}."""
@@ -171,8 +167,6 @@ def unseen_wording_table(folders, profile, *, seed=0):
             lines.append({"model": name, "instruction": wording, "items": row["items"], "accuracy": row["accuracy"], "low": row["low"],
                           "high": row["high"], "parsed": 1 - row["unparsed"] / row["items"]})
     return pd.DataFrame(lines)
-
-# --- what the notebooks quote ----------------------------------------------------------------------------------------------
 
 def tuning_findings(scores, generated, steps, replies, unseen):
     """The numbers of notebook 03, name -> value."""
