@@ -119,8 +119,6 @@ def score_table(folders, exams, *, method="loglikelihood"):
     return pd.DataFrame([{"model": name, "exam": exam.name} | accuracy_row(evaluate(folder, exam), method=method, chance=exam.chance)
                          for name, folder in folders.items() for exam in exams])
 
-# --- the exams of the notebooks ------------------------------------------------------------------------------------------
-
 def world_exams(profile, *, part="test", language="en", seed=0, items=None):
     """{name: items} of the three English exams, on the training or the held-out diseases of the controlled world.
     recall stands for MedMCQA, vignette for MedQA, abstract for PubMedQA; abstracts of the training part use four of the six wordings of
@@ -128,10 +126,9 @@ def world_exams(profile, *, part="test", language="en", seed=0, items=None):
     known = world.load_world(number_of_diseases=profile.number_of_diseases)
     diseases = world.split_diseases(known, test_share=0.6)[part == "test"]
     number, seed = items or (profile.test_items if part == "test" else profile.training_questions), 1000 * (part == "test") + seed
-    return {"vignette": world.vignette_exam(known, language, diseases, items=number, seed=seed),
-            "recall": world.recall_exam(known, language, diseases, items=number, seed=seed),
-            "abstract": world.abstract_exam(known, language, diseases, items=number, seed=seed,
-                                            wording_range=range(6 if part == "test" else 4))}
+    asked, wordings = (known, language, diseases), range(6 if part == "test" else 4)
+    return {"vignette": world.vignette_exam(*asked, items=number, seed=seed), "recall": world.recall_exam(*asked, items=number, seed=seed),
+            "abstract": world.abstract_exam(*asked, items=number, seed=seed, wording_range=wordings)}
 
 def exams(profile, data_dir="", *, seed=0, template="short"):
     """The three test exams as benchmarks: of the controlled world, or MedQA, MedMCQA and PubMedQA from `data_dir`."""
@@ -146,8 +143,6 @@ def injection_exams(profile, data_dir="", *, seed=0):
     if data_dir:
         return [*exams(profile, data_dir, seed=seed), everyday]
     return [benchmarks.make_completion_exam("recall", world_exams(profile, seed=seed)["recall"]), everyday]
-
-# --- the tables of continued pre-training --------------------------------------------------------------------------------
 
 def loss_curve(folder, *, points=60):
     """Tokens seen and loss of a stage, averaged into at most `points` stretches."""
