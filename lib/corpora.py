@@ -30,7 +30,6 @@ CORPUS_FIELDS = ("text", "source", "language", "id")
 @dataclass(frozen=True)
 class Packed:
     """Rows of equal length; a document starts wherever position_ids is 0, and nothing is predicted across a start."""
-
     input_ids: np.ndarray     # (rows, sequence) int32
     labels: np.ndarray        # (rows, sequence) int32; IGNORE_INDEX where nothing is learned
     position_ids: np.ndarray  # (rows, sequence) int32, counted from 0 within each piece
@@ -66,18 +65,14 @@ def select_language(records, language):
         raise ValueError(f"no document in language {language!r}; the corpus has: {known}")
     return chosen
 
-# --- from records to rows -----------------------------------------------------------------------------------------------
-
 class Cleaned(NamedTuple):
     """What the filters kept and dropped."""
-
     documents: dict   # source -> kept records
     dropped: list     # of {id, source, language, reason, sample}
 
 @dataclass(frozen=True)
 class Prepared:
     """Text ready for training: per source the cleaned documents and their rows, what is held out, what was dropped."""
-
     tokenizer: object
     documents: dict   # source -> kept records, in the order of the packed document numbers
     packed: dict      # source -> Packed, for training
@@ -255,8 +250,6 @@ def _packed(pieces, sequence_length):
         filled[row] = part.stop
     labels[positions == 0] = IGNORE_INDEX  # padding, and a start: nothing precedes it
     return Packed(ids, labels, positions, np.array([(row, number, len(tokens)) for row, number, tokens, _ in pieces], np.int32))
-
-# --- the mixture -------------------------------------------------------------------------------------------------------
 
 @functools.cache
 def mixture_pattern(weights):
