@@ -28,7 +28,6 @@ from lib.results import REPOSITORY, fill_answer, results_root, write_atomically
 @dataclass(frozen=True)
 class Job:
     """A notebook, read without executing it, and the parameters that it is to be run with."""
-
     path: Path
     cells: list
     upstream: tuple  # names of the notebooks whose findings it reads
