@@ -32,7 +32,6 @@ STYLE = Path(__file__).with_name("knowledge") / "page.css"  # of the HTML pages
 @dataclass(frozen=True)
 class Run:
     """One execution of one notebook and the folder that its results go to."""
-
     notebook: str
     profile: str
     parameters: dict
