@@ -16,7 +16,6 @@ CELLS = 1 << 22  # replicates x rows held at once: 32 MiB of float64
 
 class Estimate(NamedTuple):
     """A mean, difference or correlation with its 95 % bootstrap interval; arrays where several axes were given."""
-
     value: float
     low: float
     high: float
