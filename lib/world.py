@@ -21,7 +21,6 @@ SYLLABLES = {"zh": "岚泽槿珂黎璟霁桐荻筠沅翎琥岑栩", "ja": "ミ�
 @dataclass(frozen=True)
 class World:
     """Diseases with the key of each term, the terms in six languages, and everyday facts."""
-
     diseases: tuple   # of {"disease_id", "name", "specialty", "cause", ... "warning"}: keys into `terms`
     terms: dict       # key -> {"en": ..., "zh": ..., ...}
     everyday: tuple   # of {"kind", "subject": {language: text}, "attribute", "value": {language: text}}
