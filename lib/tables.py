@@ -30,8 +30,8 @@ def show(frame, *, percent=(), best=(), lowest=(), decimals=1, caption=None):
     style = frame.style.hide(axis="index").format(formats, na_rep="-", escape="html")
     texts = [name for name in frame if name not in numbers]
     style = style.format(escape="html", na_rep="-", subset=texts).set_properties(texts, **{"text-align": "left"})
-    for names, extreme in ((best, "max"), (lowest, "min")):
-        style = style.apply(_bold, extreme=extreme, subset=[name for name in names if frame[name].notna().any()])
+    highest, least = ([name for name in names if frame[name].notna().any()] for names in (best, lowest))
+    style = style.highlight_max(highest, props="font-weight: bold").highlight_min(least, props="font-weight: bold")
     style = style.format_index(lambda name: f"{name} (%)" if name in percent else name, axis=1, escape="html")
     key = frame.to_csv() + str((percent, best, lowest, decimals, caption))  # two tables of a page must not share a style
     style = style.set_table_styles(STYLES).set_uuid(hashlib.sha256(key.encode()).hexdigest()[:10])
@@ -43,9 +43,6 @@ def _header(name):
 def _number_format(column, factor, decimals):
     whole = factor == 1 and (column.dropna() % 1 == 0).all()
     return lambda number: f"{factor * number:,.{0 if whole else decimals}f}"
-
-def _bold(column, extreme):
-    return np.where(column == getattr(column, extreme)(), "font-weight: bold", "")
 
 def interval_text(value, low, high, *, percent=True, decimals=1):
     """A value with its interval as text, in percent or as it is; "-" where there is none.
