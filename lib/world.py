@@ -14,9 +14,6 @@ LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 ATTRIBUTES = ("specialty", "cause", "symptom", "test", "treatment", "warning")
 LETTERS = "ABCDE"
 ARTICLES = {"en": r"(?:an?|the) ", "fr": r"(?:l'|le |la |les |une? |des )", "es": r"(?:el|la|los|las|una?) "}
-SYLLABLES = {"zh": "岚泽槿珂黎璟霁桐荻筠沅翎琥岑栩", "ja": "ミカトラセルネヴァロキュソマリン",
-             "ru": "ба ви гор дел жан зир кам лон мур нес пар рил сто тем фун шат".split(),
-             "": "ba vin gor del zan zir kam lon mur nes par ril sto tem fun shat".split()}
 
 @dataclass(frozen=True)
 class World:
@@ -49,14 +46,10 @@ def split_diseases(world, *, test_share=0.5, seed=0):
     cut = round(len(shuffled) * (1 - test_share))
     return tuple(shuffled[:cut]), tuple(shuffled[cut:])
 
-# --- words -----------------------------------------------------------------------------------------------------------
-
-@functools.cache
 def wordings(language):
     """All templates of a language, as in lib/knowledge/wordings_<language>.yaml."""
     return read_yaml(f"wordings_{_known(language)}.yaml")
 
-@functools.cache
 def everyday_wordings(language):
     """The templates for everyday facts of a language."""
     return read_yaml("everyday_wordings.yaml")[_known(language)]
@@ -198,8 +191,7 @@ def _join(sentences, language):
     return ("" if language in ("zh", "ja") else " ").join(sentences)
 
 def _authors(draw):
-    names = ["Okafor A", "Lindqvist B", "Moreau C", "Tanaka D", "Petrov E", "Garcia F", "Wang G", "Haddad H"]
-    return ", ".join(draw.sample(names, 3)) + " et al."
+    return ", ".join(draw.sample(read_yaml("invented.yaml")["authors"], 3)) + " et al."
 
 def _reference(number, first_year, draw):
     return f"{number}. {_authors(draw)} ({draw.randint(first_year, 2023)}). https://doi.org/10.1000/{draw.randint(1000, 9999)}"
@@ -317,8 +309,6 @@ def _choices(right, wrong, language, draw):
     options = {letter: bare(text, language) for letter, text in zip(LETTERS, texts)}
     return options, LETTERS[texts.index(right)]
 
-# --- reading the tables -----------------------------------------------------------------------------------------------
-
 def read_table(name):
     """The rows of a CSV file in lib/knowledge; ValueError with file and line where a cell is empty or one too many."""
     with open(KNOWLEDGE / name, encoding="utf-8", newline="") as stream:
@@ -330,16 +320,18 @@ def read_table(name):
             raise ValueError(f"lib/knowledge/{name}, line {number}: {', '.join(empty)} is empty")
     return rows
 
+@functools.cache
 def read_yaml(name):
-    """A YAML file in lib/knowledge."""
+    """A YAML file in lib/knowledge; read once, so what it returns must not be changed."""
     return yaml.load((KNOWLEDGE / name).read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 def _fictional_terms(terms, seed):
     """A pseudo-word for every term and language, unique within the language."""
     draw, taken, renamed = random.Random(f"fictional {seed}"), set(), {key: {} for key in sorted(terms)}
+    syllables = read_yaml("invented.yaml")["syllables"]
     for key in renamed:
         for language in LANGUAGES:
-            parts = SYLLABLES.get(language, SYLLABLES[""])
+            parts = syllables.get(language, syllables["other"])
             word = next(w for w in iter(lambda p=parts: "".join(draw.choices(p, k=4)), None) if (language, w) not in taken)
             taken.add((language, word))
             renamed[key][language] = {"fr": "le ", "es": "el "}.get(language, "") + word
