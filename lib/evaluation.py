@@ -68,9 +68,7 @@ def _read_answer(benchmark, item, text):
 
 def evaluate_endpoint(url, model, benchmark, *, cache, max_new_tokens=512):
     """Rows of a model behind an OpenAI-compatible endpoint (see lib.teacher), by generation only.
-
-    Raises ValueError while questions lack an answer: the others are kept in `cache`, and a rerun asks only for the missing ones.
-    """
+    Raises ValueError while questions lack an answer: the others are kept in `cache`, and a rerun asks only for the missing ones."""
     prompts = ["".join([benchmark.description, *benchmark.cases, benchmark.prompt(item)]) for item in benchmark.items]
     texts, problems = teacher.ask(prompts, url=url, model=model, cache=cache, max_tokens=max_new_tokens)
     if problems:

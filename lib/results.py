@@ -125,12 +125,10 @@ def save_findings(run, findings, **provenance):
 def describe_run(run):
     """What a run depends on, as far as this process knows: code, parameters, packages, device."""
     status = _git("status", "--porcelain", "--", ".", ":(exclude)results")  # its own output does not make it dirty
-    return {
-        "notebook": run.notebook, "profile": run.profile, "backend": run.backend, "parameters": run.parameters,
-        "commit": _git("rev-parse", "HEAD") or "unknown", "dirty": bool(status) if status is not None else "unknown",
-        "python": platform.python_version(), "device": _device(),
-        "packages": {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)},
-    }
+    return {"notebook": run.notebook, "profile": run.profile, "backend": run.backend, "parameters": run.parameters,
+            "commit": _git("rev-parse", "HEAD") or "unknown", "dirty": bool(status) if status is not None else "unknown",
+            "python": platform.python_version(), "device": _device(),
+            "packages": {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}}
 
 def append_row(path, row):
     """Append one JSON row; a last line torn by a kill or a full disk is cut off first."""
