@@ -7,15 +7,13 @@ import numpy as np
 import pandas as pd
 
 from lib import reported, results, statistics
+from lib.world import read_yaml
 
 REASONS = ("other model size", "other item set", "API model", "ambiguous metric", "restricted data", "controlled world",
            "weights not public", "too few items to tell")
 NO_RUN = "no run yet"
 VERDICTS = ("distinguishable", "unknown without the items", "not distinguishable")  # of a published difference
-STYLES = [{"selector": "caption", "props": "caption-side: top; text-align: left; font-weight: bold; padding: .4em 0"},
-          {"selector": "th", "props": "text-align: right; vertical-align: bottom; border-bottom: 1px solid #888"},
-          {"selector": "td", "props": "text-align: right; vertical-align: top"},
-          {"selector": "", "props": "border-collapse: collapse"}]
+STYLES = read_yaml("figures.yaml")["tables"]
 
 def show(frame, *, percent=(), best=(), lowest=(), decimals=1, caption=None):
     """A frame as a page shows it: shares in percent, thousands parted, the best value bold, "-" where one is missing.
