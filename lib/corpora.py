@@ -21,8 +21,7 @@ MIXTURES = {
     # The open real files hold no textbooks: reference articles take their place, and dialogues are a source of their own.
     "public": {"reference": 12, "abstract": 4, "dialogue": 3, "general": 1},
     "public_no_general": {"reference": 12, "abstract": 4, "dialogue": 3},
-    "public_abstracts": {"abstract": 19, "general": 1},
-}
+    "public_abstracts": {"abstract": 19, "general": 1}}
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 PUBLIC_ROLES = {"reference": "web", "abstract": "paper", "dialogue": "dialogue"}  # source of a mixture -> kind of a public set
 CORPUS_FIELDS = ("text", "source", "language", "id")
