@@ -95,8 +95,7 @@ def parse_value(name, text, default):
 
 def plan(wanted, profile, given):
     """The jobs of one call; raises ValueError for an unknown notebook, profile or parameter and for a wrong type.
-    wanted: numbers or prefixes such as 04, 4, 04_abl; empty for all. given: list of [name, text]. A parameter goes to the
-    notebooks that declare it; one must."""
+    wanted: numbers or prefixes (04, 4, 04_abl), none for all. given: [name, text] pairs, for the notebooks that declare them; one must."""
     from lib.profiles import PROFILES
     if profile not in PROFILES:
         raise ValueError(f"no profile {profile!r}{_nearest(profile, PROFILES)}")
