@@ -187,8 +187,7 @@ def count_tokens(tokenizer, texts):
 
 def pack_documents(documents, sequence_length, *, bos, eos):
     """Fill rows with documents one after another; a document that does not fit goes on in the next row.
-    documents: lists of token ids. No padding but in the last row. The first token of every piece carries no label, for nothing in its row
-    precedes it.
+    documents: lists of token ids. Only the last row is padded. The first token of a piece has no label: nothing in its row precedes it.
     >>> packed = pack_documents([[5, 6, 7], [8, 9]], 4, bos=1, eos=2)
     >>> packed.input_ids.tolist(), packed.position_ids.tolist()
     ([[1, 5, 6, 7], [2, 1, 8, 9], [2, 0, 0, 0]], [[0, 1, 2, 3], [0, 0, 1, 2], [0, 0, 0, 0]])
@@ -270,8 +269,7 @@ def _permutation(seed, source, epoch, rows):
 
 def rows_of_step(step, rows_per_step, *, weights, sizes, seed):
     """(source, row) of every row in the global batch of one step: a pure function, so resuming costs nothing.
-    weights: whole numbers, rows of each source per period (15, 4, 1). sizes: packed rows of each source. A source is read in a new seeded
-    order each time it is exhausted."""
+    weights: rows of each source per period (15, 4, 1). sizes: packed rows of each source; every pass over them has its own seeded order."""
     pattern, chosen = mixture_pattern(tuple(weights)), []
     for slot in range(step * rows_per_step, (step + 1) * rows_per_step):
         period, place = divmod(slot, len(pattern))
