@@ -119,8 +119,7 @@ def score_table(folders, exams, *, method="loglikelihood"):
 
 def world_exams(profile, *, part="test", language="en", seed=0, items=None):
     """{name: items} of the three English exams, on the training or the held-out diseases of the controlled world.
-    recall stands for MedMCQA, vignette for MedQA, abstract for PubMedQA; abstracts of the training part use four of the six wordings of
-    each result, so that the test also asks for unseen ones."""
+    They stand for MedQA, MedMCQA and PubMedQA. Training abstracts use four of the six wordings of a result: the test has unseen ones."""
     known = world.load_world(number_of_diseases=profile.number_of_diseases)
     diseases = world.split_diseases(known, test_share=0.6)[part == "test"]
     number, seed = items or (profile.test_items if part == "test" else profile.training_questions), 1000 * (part == "test") + seed
