@@ -157,8 +157,7 @@ def interval_bars(frame, *, label, value, low, high, group=None, series=None, re
             ax.axvline(factor * (part[chance].iloc[0] if isinstance(chance, str) else chance), zorder=1, **DASHED)
     handles = [Line2D([], [], color=look[name], marker=marker, markersize=4.5, label=name)
                for marker, name in zip(cycle(MARKERS), names) if series]
-    hollow = {"color": INK, "marker": "D", "markersize": 5, "markerfacecolor": "white", "linestyle": "none"}
-    handles += [Line2D([], [], label=reference_label, **hollow)] * bool(reference)
+    handles += [Line2D([], [], label=reference_label, color=INK, marker="D", ms=5, mfc="white", linestyle="none")] * bool(reference)
     return _titled(fig, title, handles + [Line2D([], [], label="chance", **DASHED)] * (chance is not None))
 
 def forest(frame, *, label, difference, low, high, group=None, note=None, axis="difference (points)", title=None):
