@@ -50,9 +50,8 @@ def profile_folder(parameters):
     return parameters["PROFILE"] + ("-public" if parameters.get("DATA_DIR") else "")
 
 def start_run(notebook, parameters, *, backend="controlled-world"):
-    """Make the folders of one run and return it; `parameters` holds at least PROFILE.
-    The folder is $RESULTS_STAGING where lib.batch set it, else results/<profile>[-public]/<notebook>/.
-    A non-empty DATA_DIR turns the default backend into `public-data`. Raises ValueError for an unknown backend."""
+    """Make the folders of one run and return it; `parameters` holds at least PROFILE, and a DATA_DIR makes the backend `public-data`.
+    The folder is $RESULTS_STAGING where lib.batch set it, else results/<profile>[-public]/<notebook>/. ValueError for an unknown backend."""
     if "PROFILE" not in parameters:
         raise ValueError(f"start_run({notebook!r}): parameters must hold PROFILE, got {sorted(parameters)}")
     if parameters.get("DATA_DIR") and backend == "controlled-world":
