@@ -137,10 +137,9 @@ def bootstrap_mean(values, *, seed: int, clusters=None, replicates: int = REPLIC
     return Estimate(*map(_plain, (value, low, high)), n)
 
 def paired_difference(a, b, *, seed: int, clusters=None, replicates: int = REPLICATES) -> Estimate:
-    """Mean of a - b over the same items (scores 0/1 or any), with bootstrap interval and p-value.
-    a, b: (items,) or (items, axes). clusters: items that stand or fall together (ratings of one answer). p-value:
-    exact McNemar for 0/1 scores without clusters, else `paired_permutation`. 0/1 scores that differ alike on every
-    item (mostly: not at all) get the Clopper-Pearson limit of 0/n either way; other constant differences get NaN.
+    """Mean of a - b over the same items, (items,) or (items, axes), scores 0/1 or any, with bootstrap interval and p-value.
+    clusters: items that stand or fall together (ratings of one answer). p-value: exact McNemar for 0/1 scores without clusters, else
+    `paired_permutation`. 0/1 scores that differ alike on every item get the Clopper-Pearson limit of 0/n either way, other constants NaN.
     >>> result = paired_difference([1, 1, 1, 0, 1, 1], [1, 0, 0, 0, 1, 0], seed=0)
     >>> print(result.value, result.p_value, result.wins, result.losses)
     0.5 0.25 3 0
@@ -273,9 +272,8 @@ def icc(ratings, form: str = "2,1") -> float:
     return float((between - noise) / below) if np.ptp(x) and below else float("nan")
 
 def correlation(x, y, method: str = "kendall", *, seed: int, clusters=None) -> Estimate:
-    """Kendall tau-b, Spearman or Pearson correlation with its bootstrap interval: MMedLM, Fig. 4.
-    x, y: (items,). clusters: items drawn together (answers to one question); the p-value is scipy's and ignores
-    them. NaN throughout when x or y is constant (all ties).
+    """Kendall tau-b, Spearman or Pearson correlation of x and y (items,) with its bootstrap interval: MMedLM, Fig. 4.
+    clusters: items drawn together (answers to one question); the p-value is scipy's and ignores them. NaN when x or y is constant.
     >>> round(correlation([1, 2, 3, 4, 5], [1, 3, 2, 5, 4], seed=0).value, 2)
     0.6
     """
