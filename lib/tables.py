@@ -54,9 +54,8 @@ def interval_text(value, low, high, *, percent=True, decimals=1):
 
 def verdict(published, n, ours, low, high, *, comparable=None):
     """How a result of ours stands to a published one (0-1), in one of a fixed list of words.
-    comparable: None if both measure the same; "direction" if they are gains of which only the sign can be compared; a reason of REASONS
-    otherwise. n: items behind the published value; None: it counts as exact. "within interval": the two are not distinguishable, by the
-    interval of their difference (square-and-add, Zou and Donner 2008).
+    comparable: None if both measure the same; "direction" for gains of which only the sign can be compared; else a reason of REASONS. n:
+    items behind the published value, None: exact. "within interval": by that of the difference (square-and-add, Zou and Donner 2008).
     >>> verdict(0.854, 1273, 0.861, 0.84, 0.88), verdict(0.854, 1273, 0.6, 0.57, 0.63)
     ('within interval', 'differs')
     >>> verdict(0.011, None, 0.31, 0.24, 0.37, comparable="direction")
@@ -93,8 +92,7 @@ def audit_summary(paper):
     """What the rules of `reported.audit` found in a paper, findings of one kind in one line, with the explanation."""
     found, lines = reported.audit().fillna({"explanation": ""}), []
     for (rule, table, why), part in found[found["paper"] == paper].groupby(["rule", "table", "explanation"], sort=False):
-        where = [f"{cell.row}, {cell.column}: {cell.printed:g}"
-                 + (f" (expected {cell.expected:.4g})" if np.isfinite(cell.expected) else "")
+        where = [f"{cell.row}, {cell.column}: {cell.printed:g}" + f" (expected {cell.expected:.4g})" * bool(np.isfinite(cell.expected))
                  for cell in part.head(3).itertuples()]
         more = [f"and {len(part) - 3} more"] * (len(part) > 3)
         lines.append({"rule": rule, "table": table, "findings": len(part), "printed": "; ".join(where + more),
