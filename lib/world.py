@@ -92,8 +92,7 @@ def case_slots(world, disease, language, draw):
 def books(world, language, *, copies, seed):
     """`copies` textbooks, each with a chapter on every disease: all facts, a case, and the dirt of a scanned book."""
     draw, words = random.Random(f"books {language} {seed}"), wordings(language)
-    return [_chapter(world, disease, language, f"book-{language}-{copy}-{number}", number, draw, words)
-            for copy in range(copies)
+    return [_chapter(world, disease, language, f"book-{language}-{copy}-{number}", number, draw, words) for copy in range(copies)
             for number, disease in enumerate(draw.sample(world.diseases, len(world.diseases)), start=1)]
 
 def papers(world, language, *, documents, seed):
