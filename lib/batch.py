@@ -87,8 +87,7 @@ def parse_value(name, text, default):
         value = reader.get(kind, str)(re.fullmatch(pattern, text, flags=re.DOTALL | re.ASCII).group())
     except (AttributeError, ValueError):
         value = None
-    if default is not None and (type(value) is not kind or kind is list and default and
-                                {type(item) for item in value} - {type(default[0])}):
+    if default is not None and (type(value) is not kind or kind is list and default and {type(item) for item in value} - {type(default[0])}):
         wanted = {list: "a JSON list", dict: "a JSON object"}.get(kind, kind.__name__)
         raise ValueError(f"{name} must be {wanted} like its default {json.dumps(default)}, not {text!r}")
     return value
@@ -340,8 +339,7 @@ def main(arguments=None):
     rows = [("notebook", "status", "minutes", "what was written")]
     try:
         results.tidy()
-        for job, status, minutes, detail in run_jobs(jobs, force=options.force, stop_on_error=options.stop_on_error,
-                                                     time_limit=options.time_limit):
+        for job, status, minutes, detail in run_jobs(jobs, force=options.force, stop_on_error=options.stop_on_error, time_limit=options.time_limit):
             rows.append((job.name, status, f"{minutes:.1f}", detail))
             print(f"{job.name}: {status}, {minutes:.1f} min", flush=True)
     except KeyboardInterrupt:
