@@ -74,8 +74,7 @@ def evaluate_endpoint(url, model, benchmark, *, cache, max_new_tokens=512):
     if problems:
         raise ValueError(f"{len(problems)} of {len(prompts)} questions of {benchmark.name} have no answer "
                          f"({next(iter(problems.values()))}); the others are kept: run again")
-    return [_row(benchmark, item, prompt) | _read_answer(benchmark, item, text)
-            for item, prompt, text in zip(benchmark.items, prompts, texts)]
+    return [_row(benchmark, item, prompt) | _read_answer(benchmark, item, text) for item, prompt, text in zip(benchmark.items, prompts, texts)]
 
 def completions(folder, prompts, *, max_new_tokens=48):
     """The greedy continuation of each prompt by a stage's model."""
@@ -109,8 +108,7 @@ def compare(rows_a, rows_b, *, method="loglikelihood", seed=0):
     """Accuracy of a minus b on the same items, with a bootstrap interval and a permutation p-value over facts."""
     if [row["id"] for row in rows_a] != [row["id"] for row in rows_b]:
         raise ValueError("two models can be compared only on the same items in the same order")
-    return statistics.paired_difference(correct(rows_a, method), correct(rows_b, method), seed=seed,
-                                        clusters=[row["fact"] for row in rows_a])
+    return statistics.paired_difference(correct(rows_a, method), correct(rows_b, method), seed=seed, clusters=[row["fact"] for row in rows_a])
 
 def score_table(folders, exams, *, method="loglikelihood"):
     """One line a model and exam. folders: {model name: stage folder}; exams: list of Benchmark."""
@@ -192,8 +190,7 @@ def training_speed(folder):
     """Median tokens per second and MFU over the steps of a stage, and its precision."""
     frame = pd.DataFrame(training.read_metrics(folder))
     stage = json.loads((Path(folder) / "stage.json").read_text())["stage"]
-    return {"tokens_per_second": float(frame["tokens_per_second"].median()), "mfu": float(frame["mfu"].median()),
-            "precision": stage["precision"]}
+    return {"tokens_per_second": float(frame["tokens_per_second"].median()), "mfu": float(frame["mfu"].median()), "precision": stage["precision"]}
 
 def injection_findings(scores, perplexities, names, tests):
     """The numbers that notebook 02 quotes: recall and everyday facts before and after, perplexity per source."""
