@@ -155,8 +155,7 @@ def interval_bars(frame, *, label, value, low, high, group=None, series=None, re
             ax.hlines(np.arange(1, len(labels)) - 0.5, 0, 1, transform=ax.get_yaxis_transform(), color="0.9", lw=0.6)
         if chance is not None:
             ax.axvline(factor * (part[chance].iloc[0] if isinstance(chance, str) else chance), zorder=1, **DASHED)
-    handles = [Line2D([], [], color=look[name], marker=marker, markersize=4.5, label=name)
-               for marker, name in zip(cycle(MARKERS), names) if series]
+    handles = [Line2D([], [], color=look[name], marker=marker, markersize=4.5, label=name) for marker, name in zip(cycle(MARKERS), names) if series]
     handles += [Line2D([], [], label=reference_label, color=INK, marker="D", ms=5, mfc="white", linestyle="none")] * bool(reference)
     return _titled(fig, title, handles + [Line2D([], [], label="chance", **DASHED)] * (chance is not None))
 
