@@ -218,8 +218,7 @@ def p_values(frame):
         if cell["value"] == 0:
             yield [index], 0.001, "printed as 0, but 10,000 permutations can only say below 0.001"
         if " vs " in cell["row"] and "<" not in cell["note"]:
-            (a, low_a, high_a), (b, low_b, high_b) = (
-                shares.loc[(*cell[["table", "setting", "column"]], row)] for row in cell["row"].split(" vs "))
+            (a, low_a, high_a), (b, low_b, high_b) = (shares.loc[(*cell[["table", "setting", "column"]], row)] for row in cell["row"].split(" vs "))
             implied = 2 * stats.norm.sf(3.92 * abs(a - b) / np.hypot(high_a - low_a, high_b - low_b))
             if cell["value"] > 5 * max(implied, 0.0002):  # 0.0002: the smallest that 10,000 permutations print
                 yield [index], implied, f"the two intervals imply p = {implied:.4f}"
