@@ -181,8 +181,7 @@ def _medical_page(world, disease, language, record_id, draw, words):
 
 def _everyday_page(world, language, record_id, draw):
     words, facts = everyday_wordings(language), draw.sample(world.everyday, 6)
-    said = [fill(draw.choice(words[f["attribute"]]["statement"]), subject=f["subject"][language], value=f["value"][language])
-            for f in facts]
+    said = [fill(draw.choice(words[f["attribute"]]["statement"]), subject=f["subject"][language], value=f["value"][language]) for f in facts]
     lines = [draw.choice(words["titles"])] + [_join([text, draw.choice(words["filler"])], language) for text in said]
     return _record("\n".join(lines), "general", language, record_id, {})
 
