@@ -118,11 +118,10 @@ def perplexity(model, packed, *, rows_per_batch=16):
 def generate(model, tokenizer, prompts, *, max_new_tokens, tokens_per_batch=8192, temperature=0.0, samples=1, seed=0,
              stop=(), progress=None):
     """The text that follows each prompt: greedy, or sampled at a temperature above 0.
-    A text ends at an end-of-sequence token, before the first of the `stop` strings, or after max_new_tokens. With
-    samples > 1 a prompt is read once and continued that often. What is drawn depends on seed, prompt and number of the
-    sample alone, not on the batch: the same prompt twice in a list gives the same text twice. progress: called with
-    (prompts done, prompts). Returns a list of texts or, with samples > 1, of lists of texts. Raises ValueError for a
-    prompt that exceeds the model's context together with the new tokens."""
+    A text ends at an end-of-sequence token, before the first of the `stop` strings, or after max_new_tokens. With samples > 1 a prompt is read
+    once and continued that often. What is drawn depends on seed, prompt and number of the sample alone, not on the batch: the same prompt twice
+    in a list gives the same text twice. progress: called with (prompts done, prompts). Returns a list of texts or, with samples > 1, of lists of
+    texts. Raises ValueError for a prompt that exceeds the model's context together with the new tokens."""
     if samples > 1 and temperature <= 0:
         raise ValueError(f"{samples} samples at temperature 0 would all be the same: set a temperature above 0")
     encoded = _with_bos(tokenizer, prompts)

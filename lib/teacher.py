@@ -21,11 +21,10 @@ class Refused(Exception):
 
 def ask(prompts, *, url, model, cache, max_tokens=512, temperature=0.0, sample=0, timeout=60.0, tries=4, concurrency=8, progress=None):
     """(texts, problems): the answer to each prompt, None where every try failed, and {prompt number: the last reason}.
-    url: the address up to /v1 (vLLM, `transformers serve`, an API). prompts: texts, or lists of {role, content} messages.
-    cache: a JSONL file; an answer is appended as soon as it is there, so a rerun asks only for what is missing. sample: the
-    number of a repeated draw at a temperature above 0. timeout: seconds for one try, slow dripping included. The key is read
-    from the environment variable OPENAI_API_KEY. Raises Refused when the endpoint rejects the call itself; what was answered
-    before stays in the cache."""
+    url: the address up to /v1 (vLLM, `transformers serve`, an API). prompts: texts, or lists of {role, content} messages. cache: a JSONL file; an
+    answer is appended as soon as it is there, so a rerun asks only for what is missing. sample: the number of a repeated draw at a temperature
+    above 0. timeout: seconds for one try, slow dripping included. The key is read from the environment variable OPENAI_API_KEY. Raises Refused
+    when the endpoint rejects the call itself; what was answered before stays in the cache."""
     bodies = [_body(prompt, model, max_tokens, temperature) for prompt in prompts]
     keys = [hashlib.sha256(json.dumps([url, body, sample], sort_keys=True).encode()).hexdigest()[:24] for body in bodies]
     known = {row["key"]: row["text"] for row in read_rows(cache)}
