@@ -4,7 +4,6 @@ import functools
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,6 @@ MIXTURES = {
     "public_abstracts": {"abstract": 19, "general": 1}}
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 PUBLIC_ROLES = {"reference": "web", "abstract": "paper", "dialogue": "dialogue"}  # source of a mixture -> kind of a public set
-CORPUS_FIELDS = ("text", "source", "language", "id")
 
 @dataclass(frozen=True)
 class Packed:
@@ -44,25 +42,6 @@ class Packed:
     def tokens(self):
         """Number of tokens, padding not counted."""
         return int(self.pieces[:, 2].sum())
-
-def read_corpus(path):
-    """Records {text, source, language, id, meta} of a JSONL file; ValueError names file, line and field of a bad record."""
-    if not Path(path).read_text(encoding="utf-8").strip():
-        raise ValueError(f"{path}: the corpus is empty; expected one JSON record a line with {', '.join(CORPUS_FIELDS)}")
-    records = []
-    for place, record in sources._json_lines(Path(path)):
-        for field in CORPUS_FIELDS:
-            sources._need(record, field, place)
-        records.append(record)
-    return records
-
-def select_language(records, language):
-    """The records of one language; ValueError when there is none."""
-    chosen = [record for record in records if record["language"] == language]
-    if not chosen:
-        known = ", ".join(sorted({record["language"] for record in records})) or "none"
-        raise ValueError(f"no document in language {language!r}; the corpus has: {known}")
-    return chosen
 
 class Cleaned(NamedTuple):
     """What the filters kept and dropped."""

@@ -1,6 +1,5 @@
-"""Records, rows and mixtures: errors that name the place, packing by hand, every book row once before any twice."""
+"""Rows and mixtures: packing by hand, every book row once before any twice."""
 
-import json
 import random
 from collections import Counter
 
@@ -9,8 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from lib.corpora import (IGNORE_INDEX, MIXTURES, Packed, Prepared, count_exposures, count_tokens, encode, load_sources, mixed,
-                         mixture_pattern, pack_documents, pack_examples, pack_records, prepare, read_corpus, rows_of_step,
-                         select_language, split_held_out, steps_per_epoch, train_tokenizer)
+                         mixture_pattern, pack_documents, pack_examples, pack_records, prepare, rows_of_step,
+                         split_held_out, steps_per_epoch, train_tokenizer)
 from lib.profiles import get_profile
 
 NOT = IGNORE_INDEX
@@ -22,80 +21,8 @@ ODD = ["two  spaces\tand a tab\n\nand lines \r\n", " leading and trailing ", "em
        "a\u2028b\u0085c", "", "\u200f\u05e9\u05dc\u05d5\u05dd \x00 zero"]
 
 
-def write_lines(path, lines):
-    path.write_text("".join(line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
-                    encoding="utf-8")
-    return path
-
-
 def records(number, **changes):
     return [RECORD | {"id": f"d{i}", "text": f"Document number {i}."} | changes for i in range(number)]
-
-
-# --- reading: errors are for people ----------------------------------------------------------------------------------
-
-def test_a_good_corpus_is_read_whole(tmp_path):
-    """The ground that the error tests stand on: blank lines are no records, every field comes back."""
-    given = records(9)
-    path = write_lines(tmp_path / "c.jsonl", [*given[:4], "\n", *given[4:]])
-    assert read_corpus(path) == read_corpus(str(path)) == given
-
-
-def test_broken_json_names_file_and_line(tmp_path):
-    """Line 7 as an editor counts it, the blank line before it included."""
-    path = write_lines(tmp_path / "broken.jsonl", [*records(5), "\n", '{"text": "cut off\n', *records(3)])
-    with pytest.raises(ValueError, match="line 7: broken JSON") as error:
-        read_corpus(path)
-    assert str(path) in str(error.value)
-
-
-@pytest.mark.parametrize("field", ["text", "source", "language", "id"])
-@pytest.mark.parametrize("value", ["missing", "", "  ", None, 5, ["a"]])
-def test_a_bad_field_is_named_with_its_line(tmp_path, field, value):
-    """Every field that later steps rely on, absent, empty or of another type."""
-    bad = {key: item for key, item in RECORD.items() if key != field} | ({} if value == "missing" else {field: value})
-    path = write_lines(tmp_path / "c.jsonl", [*records(2), bad])
-    with pytest.raises(ValueError, match=rf"line 3, field '{field}'") as error:
-        read_corpus(path)
-    assert str(path) in str(error.value)
-
-
-@pytest.mark.parametrize("line", ["[1, 2]\n", '"text"\n', "3\n", "null\n"])
-def test_json_that_is_no_record_is_refused(tmp_path, line):
-    """Valid JSON of another shape must not end in a TypeError far away."""
-    path = write_lines(tmp_path / "c.jsonl", [*records(1), line])
-    with pytest.raises(ValueError, match="line 2, field 'text'"):
-        read_corpus(path)
-
-
-@pytest.mark.parametrize("text", ["", "\n\n  \n"])
-def test_an_empty_corpus_is_refused(tmp_path, text):
-    """An empty file otherwise trains a model on nothing."""
-    path = tmp_path / "empty.jsonl"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="the corpus is empty") as error:
-        read_corpus(path)
-    assert str(path) in str(error.value)
-
-
-@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"], ids=ascii)
-def test_a_line_ends_at_a_line_feed_only(tmp_path, separator):
-    """Web text holds characters that Python's splitlines takes for line ends; written raw in JSON they are one record."""
-    given = RECORD | {"text": f"one{separator}record"}
-    path = tmp_path / "c.jsonl"
-    path.write_text(json.dumps(given, ensure_ascii=False) + "\r\n" + json.dumps(RECORD) + "\n", encoding="utf-8", newline="")
-    assert separator in path.read_bytes().decode()
-    assert read_corpus(path) == [given, RECORD]
-
-
-def test_a_language_without_documents_is_an_error_that_lists_the_others():
-    """A multilingual run with a language missing would silently train on the others."""
-    given = [*records(2), *records(1, language="fr")]
-    assert [record["language"] for record in select_language(given, "fr")] == ["fr"]
-    with pytest.raises(ValueError, match=r"language 'ja'; the corpus has: en, fr"):
-        select_language(given, "ja")
-    with pytest.raises(ValueError, match=r"the corpus has: none"):
-        select_language([], "ja")
 
 
 # --- held-out documents ----------------------------------------------------------------------------------------------
