@@ -168,30 +168,16 @@ def unseen_wording_table(folders, profile, *, seed=0):
                           "high": row["high"], "parsed": 1 - row["unparsed"] / row["items"]})
     return pd.DataFrame(lines)
 
-def tuning_findings(scores, generated, steps, replies, unseen):
-    """The numbers of notebook 03, name -> value."""
-    scores, generated = (frame[frame["exam"] == "recall"].set_index("model") for frame in (scores, generated))
-    found = {"chance": scores["chance"].iloc[0], "generated_recall": generated.loc["rationale", "accuracy"]}
-    found |= {f"recall_{short}{end}": scores.loc[name, column] for short, name in (("untuned", "before tuning"), ("rationale", "rationale"))
-              for end, column in (("", "accuracy"), ("_low", "low"), ("_high", "high"))}
-    found |= _gains(steps, {"dialogue": "+ dialogue", "graph": "+ knowledge graph"})
-    right = replies.set_index(["task", "model"])["accuracy"]
-    found |= {f"{task.split()[0]}_{short}": right[task, name] for task, short, name in (
-        ("reply to a patient", "rationale", "rationale"), ("reply to a patient", "dialogue", "+ dialogue"),
-        ("relation of two concepts", "dialogue", "+ dialogue"), ("relation of two concepts", "graph", "+ knowledge graph"))}
-    unseen = unseen[unseen["instruction"] == "unseen wordings"].set_index("model")
-    return found | {f"{kind}_{short}": unseen.loc[name, column] for kind, column in (("parsed", "parsed"), ("unseen", "accuracy"))
-                    for short, name in (("paraphrased", "rationale"), ("fixed", "fixed wording"))}
-
 def ablation_findings(rows, table, steps):
     """The numbers of notebook 04, name -> value: every cell of the table, and the steps of the exam that asks for facts."""
     exam, names = ("recall" if "recall" in set(table["exam"]) else "medmcqa"), {row["key"]: row["row"] for row in rows}
     cell = table[table["exam"] == exam].set_index("row")
     found = {f"{line.row} / {line.exam}": line.accuracy for line in table.itertuples()} | {"chance": cell["chance"].iloc[0]}
     found |= {f"{key}_recall": cell.loc[name, "accuracy"] for key, name in names.items()}
-    return found | _gains(steps, {line["key"]: names.get(line["key"]) for line in TABLE["pmc_llama"]}, exam=exam)  # None: no such row
+    return found | gains(steps, {line["key"]: names.get(line["key"]) for line in TABLE["pmc_llama"]}, exam=exam)  # None: no such row
 
-def _gains(steps, named, *, exam="recall"):
+def gains(steps, named, *, exam="recall"):
+    """{name_gain, name_gain_low, name_gain_high} of the rows {name: row} of a step table on one exam; None where there is no such row."""
     lines = steps[steps["exam"] == exam].set_index("row")
     return {f"{short}_gain{end}": lines.loc[row, column] if row in lines.index else None for short, row in named.items()
             for end, column in (("", "difference"), ("_low", "low"), ("_high", "high"))}

@@ -257,10 +257,3 @@ def rows_of_step(step, rows_per_step, *, weights, sizes, seed):
         epoch, row = divmod(ordinal, sizes[source])
         chosen.append((source, int(_permutation(seed, source, epoch, sizes[source])[row])))
     return chosen
-
-def steps_per_epoch(packed_rows, rows_per_step, *, share):
-    """Steps of one pass over a source that fills `share` of every batch (PMC-LLaMA: an epoch is one pass over the books).
-    >>> steps_per_epoch(300, 20, share=15 / 20)
-    20
-    """
-    return max(1, round(packed_rows / (rows_per_step * share)))

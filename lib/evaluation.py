@@ -185,24 +185,3 @@ def exposures_for(curve, *, chance):
             share = (half - before.accuracy) / (after.accuracy - before.accuracy)
             return before.exposures + share * (after.exposures - before.exposures)
     return math.nan
-
-def training_speed(folder):
-    """Median tokens per second and MFU over the steps of a stage, and its precision."""
-    frame = pd.DataFrame(training.read_metrics(folder))
-    stage = json.loads((Path(folder) / "stage.json").read_text())["stage"]
-    return {"tokens_per_second": float(frame["tokens_per_second"].median()), "mfu": float(frame["mfu"].median()), "precision": stage["precision"]}
-
-def injection_findings(scores, perplexities, names, tests):
-    """The numbers that notebook 02 quotes: recall and everyday facts before and after, perplexity per source."""
-    last = scores[scores["tokens"] == scores["tokens"].max()].set_index(["exam", "mixture"])
-    first = scores[scores["tokens"] == 0].drop_duplicates("exam")
-    found = {"chance": tests[0].chance}
-    for exam, base in zip(first["exam"], first["accuracy"]):
-        after, without = (last.loc[(exam, name)] for name in names)
-        found |= {f"{exam}_base": base, f"{exam}_injected": after["accuracy"], f"{exam}_injected_low": after["low"],
-                  f"{exam}_injected_high": after["high"], f"{exam}_without_general": without["accuracy"]}
-    # With real data the first exam and the first source stand where recall and the textbooks are quoted.
-    found |= {f"recall{name.removeprefix(tests[0].name)}": value for name, value in found.items() if name.startswith(tests[0].name)}
-    for row in [("book", *perplexities.iloc[0, 1:]), *perplexities.itertuples(index=False)]:
-        found |= {f"perplexity_{row[0]}_base": row[1], f"perplexity_{row[0]}_injected": row[2], f"perplexity_{row[0]}_without_general": row[3]}
-    return found

@@ -223,7 +223,8 @@ def publish(staging, folder):
     try:
         staging.rename(folder)
     except OSError:
-        old.rename(folder)
+        if old.exists():
+            old.rename(folder)
         raise
     (folder / ".lock").unlink()
     shutil.rmtree(old, ignore_errors=True)

@@ -63,7 +63,7 @@ def _ask_once(url, body, timeout, tries):
         except urllib.error.HTTPError as error:
             reason = f"HTTP {error.code}"
             if error.code not in (408, 409, 425, 429) and error.code < 500:
-                raise Refused(f"{url}: {reason} ({_said(error)}); check address, model name and {KEY_VARIABLE}") from None
+                raise Refused(f"{url}: {reason} ({error.reason}); check address, model name and {KEY_VARIABLE}") from None
             with contextlib.suppress(TypeError, ValueError):  # no header, or a date
                 pause = max(pause, float(error.headers.get("Retry-After")))
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -92,9 +92,3 @@ def _text(reply):
     if not isinstance(text, str) or not text.strip():
         raise ValueError("an empty answer")
     return text
-
-def _said(error):
-    """What an error reply says, short, without the key."""
-    said = error.read(300).decode("utf-8", "replace").replace("\n", " ")
-    key = os.environ.get(KEY_VARIABLE)
-    return said.replace(key, "<key>") if key else said

@@ -185,7 +185,7 @@ def test_a_refused_call_stops_at_once_and_names_what_to_check(ask, server, monke
     monkeypatch.setenv(teacher.KEY_VARIABLE, "secret-key-123")
     ask(["good 1"])
     assert server.headers_seen[0]["Authorization"] == "Bearer secret-key-123"
-    with pytest.raises(teacher.Refused, match=r"HTTP 401 \(bad key Bearer <key>\); check address, model name and OPENAI_API_KEY") as caught:
+    with pytest.raises(teacher.Refused, match=r"HTTP 401 \(Unauthorized\); check address, model name and OPENAI_API_KEY") as caught:
         ask(["refuse me", *(f"good {number}" for number in range(2, 200))], concurrency=2)
     assert "secret-key-123" not in str(caught.value)
     assert "secret-key-123" not in (tmp_path / "answers.jsonl").read_text()
