@@ -91,7 +91,7 @@ def _medquad_pairs(path):  # the parts of a topic (0000001_1, 0000001_2) repeat 
 def _liveqa_questions(path):  # answers stand below ReferenceAnswer, three below RefAnswer, in the training files below others
     for number, node in enumerate(ElementTree.parse(path).iter("NLM-QUESTION"), start=1):
         said = {tag: tidy(node.findtext(f".//{tag}") or "") or None for tag in ("SUBJECT", "MESSAGE", "NIST-PARAPHRASE")}
-        said |= {"qid": node.get("qid") or node.get("questionid"), "ANSWER": ["".join(answer.itertext()) for answer in node.iter("ANSWER")]}
+        said |= {"qid": node.get("qid") or f"Q{number}", "ANSWER": ["".join(answer.itertext()) for answer in node.iter("ANSWER")]}
         yield f"{path}, NLM-QUESTION {number}", said
 
 def _jats_article(path):  # title, abstract and body, a heading or paragraph a line, without tables, figures and references
@@ -278,14 +278,14 @@ def _hub_rows(hub, name):  # at the pinned revision; class labels become their n
 
 def _natives(data_dir, source, split):  # (place, what the path tells, native record or the error of a file that cannot be read)
     for path in _there(data_dir, source, split):
-        about = {"_folder": path.parent.name, "_stem": path.stem} if data_dir != "hub" else {}
-        known = [LANGUAGES[name] for name in about.values() if name in LANGUAGES] + [source.splits[split].get("language", source.languages[0])]
-        about["_language"] = known[0]
+        entry, names = source.entry | source.splits[split], () if data_dir == "hub" else path.relative_to(data_dir).with_suffix("").parts
+        about = {"_folder": names[-2], "_stem": path.stem, "_path": "/".join(names[1:])} if names else {}
+        about["_language"] = [*(LANGUAGES[name] for name in names if name in LANGUAGES), entry.get("language", source.languages[0])][0]
         try:
             if data_dir != "hub" and path.stat().st_size < 9 and not path.read_bytes().strip():
                 raise ValueError(f"{path}: the file is empty; fetch it again")
-            form = functools.partial(globals()[f"_{source.entry['form']}"], **source.entry.get("options", {}))
-            yield from ((place, about, record) for place, record in (_hub_rows(source.entry["hub"], path) if data_dir == "hub" else form(path)))
+            form = functools.partial(globals()[f"_{entry['form']}"], **entry.get("options", {}))
+            yield from ((place, about, record) for place, record in (_hub_rows(entry["hub"], path) if data_dir == "hub" else form(path)))
         except BAD as error:
             yield str(path), about, error
 
@@ -380,13 +380,13 @@ def data_cards():  # Markdown, one card for each set
         card = {"restrictions": "none beyond the licence"} | source.entry | {
             "records": "; ".join(f"{split} {part['count'] or '(no published count)'} in `{part['files']}`" for split, part in source.splits.items()),
             "languages": ", ".join(source.languages), "hub": " at revision ".join([*source.entry.get("hub", {"id": "no"}).values()][:2])}
-        cards.append(f"## {name}\n\n" + "\n".join(f"- **{title}:** {card[title]}" for title in (
+        cards.append(f"## {name}\n\n" + "\n".join(f"- **{title.capitalize()}:** {card[title]}" for title in (
             "title", "kind", "licence", "citation", "languages", "records", "restrictions", "obtain", "hub", "folder")))
     return "\n\n".join(cards) + "\n"
 
 def main(arguments):
-    """usage: python -m lib.sources DATA_DIR (what is there) or --cards (writes results/data_cards.md)"""
-    if len(arguments) != 1:
+    """usage: python -m lib.sources DATA_DIR (a folder with data sets: what is there) or --cards (writes results/data_cards.md)"""
+    if len(arguments) != 1 or arguments != ["--cards"] and not available(arguments[0]):
         sys.exit(main.__doc__)
     if arguments == ["--cards"]:
         return write_atomically(results_root() / "data_cards.md", data_cards())

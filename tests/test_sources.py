@@ -304,10 +304,31 @@ def test_corpus_twins():
     assert [(r["language"], r["text"]) for r in twin("mmedc")[0]] == [
         ("zh", "肝脏产生胆汁。"), ("en", "The liver makes bile.\n\nBile helps digestion.")]
     assert twin("redpajama_sample")[0][0]["text"] == "A town by a river.\n\n  Its bridge is old."
-    assert [(r["id"], r["meta"]["kind"]) for r in twin("textbooks")[0]] == [("textbooks-textbooks-anatomy", "book")]
+    assert [(r["id"], r["meta"]["kind"]) for r in twin("textbooks")[0]] == [("textbooks-anatomy", "book")]
     assert [r["source"] for r in sources.load_corpus(TWINS, ["textbooks"])] == ["textbooks"]
     with pytest.raises(FileNotFoundError, match="no set to read"):
         sources.load_corpus(TWINS)  # none of them unless named
+
+
+def test_s2orc_shards_and_languages_of_inner_folders(tmp_path):
+    paper = {"paper_id": "7", "abstract": [{"text": "We tried.", "section": "Abstract"}], "body_text": [{"text": "It helped."}, {"text": "So."}]}
+    write(tmp_path / "s2orc_json/pdf_parses_0.jsonl", json.dumps(paper))
+    (record,) = sources.load_corpus(tmp_path, ["s2orc"])
+    assert (record["id"], record["text"]) == ("s2orc-7", "We tried.\nIt helped.\nSo.")
+    write(tmp_path / "mmedc/Russian/part/a.txt", "Печень.")
+    assert [(r["id"], r["language"]) for r in sources.read_records(tmp_path, "mmedc")] == [("mmedc-Russian/part/a", "ru")]
+
+
+def test_liveqa_training_files_have_their_own_elements(tmp_path):
+    write(tmp_path / "liveqa_medical_trec2017/TREC-2017-LiveQA-Medical-Train-1.xml", """<LiveQA><NLM-QUESTION questionid="Q1"><SUBJECT>feet</SUBJECT>
+        <MESSAGE></MESSAGE><SUB-QUESTIONS><SUB-QUESTION subqid="Q1-S1"><ANSWERS><ANSWER answerid="1">Rest   them.</ANSWER></ANSWERS></SUB-QUESTION>
+        <SUB-QUESTION subqid="Q1-S2"><ANSWERS><ANSWER answerid="2">Wash them.</ANSWER></ANSWERS></SUB-QUESTION></SUB-QUESTIONS></NLM-QUESTION>
+        <NLM-QUESTION questionid="Q2"><SUBJECT>hands</SUBJECT><MESSAGE>Why?</MESSAGE></NLM-QUESTION></LiveQA>""")
+    problems = []
+    (question,) = sources.read_records(tmp_path, "liveqa", on_error="skip", problems=problems)
+    assert question | {"meta": ""} == {"id": "liveqa-train_1-Q1", "source": "liveqa", "language": "en", "question": "feet",
+                                       "references": ["Rest them.", "Wash them."], "meta": ""}
+    assert "NLM-QUESTION 2, field 'ANSWER': no reference answer" in problems[0]
 
 
 def test_instruction_twins():
@@ -501,8 +522,9 @@ def test_the_table_of_what_is_there(native, capsys):
     assert lines[0].split() == ["set", "split", "records", "expected", "seconds"]
     assert [line.split()[:4] for line in lines if line.startswith("medmcqa ")] == [["medmcqa", "validation", "9", "4183"]]
     assert "    medmcqa, split validation: 9 records, 4,183 are published; is the download complete?" in lines
-    with pytest.raises(SystemExit, match="usage: python -m lib.sources DATA_DIR"):
-        sources.main([])
+    for arguments in ([], [str(native / "nowhere")]):
+        with pytest.raises(SystemExit, match="usage: python -m lib.sources DATA_DIR"):
+            sources.main(arguments)
 
 
 def test_the_committed_cards_are_those_of_the_table(places):
@@ -510,7 +532,7 @@ def test_the_committed_cards_are_those_of_the_table(places):
     written = (places / "results_root/data_cards.md").read_text()
     assert written == sources.data_cards() == (REPOSITORY / "results/data_cards.md").read_text()
     assert written.count("\n## ") == len(sources.SOURCES)
-    for word in ("title", "licence", "citation", "languages", "records", "restrictions", "obtain"):
+    for word in ("Title", "Licence", "Citation", "Languages", "Records", "Restrictions", "Obtain"):
         assert written.count(f"\n- **{word}:** ") == len(sources.SOURCES)
 
 
