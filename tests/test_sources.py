@@ -190,7 +190,13 @@ def test_a_byte_order_mark_is_no_part_of_a_column(native):
     assert len(sources.load_corpus(native, ["mts_dialog"])) == 1
 
 
-# --- split and fingerprint ---
+# --- text, split and fingerprint ---
+
+def test_text_is_tidied_and_joined_again():
+    assert sources.tidy("It may include:      -  Surgery.     - A trial.  \n\n Ask.") == "It may include:\n- Surgery.\n- A trial.\nAsk."
+    assert sources.detokenise("We do n't use it ( GHS-R ) , the patient 's own .") == "We don't use it (GHS-R), the patient's own."
+    assert sources.fingerprint([{"id": "a", "text": "x"}]) == sources.fingerprint([{"text": "x", "id": "a"}])
+
 
 def documents(number):
     return [{"id": f"d{n}", "text": f"text {n}", "meta": {"document": f"topic{n // 3}"}} for n in range(number)]
