@@ -1,257 +1,353 @@
 """Public data sets: where from, under what licence, and how a native record becomes one of ours."""
 
-# SOURCES at the end is the table: a set is one entry and one small mapping. A corpus yields (id, text, meta), which
-# become records {text, source, language, id, meta}; an exam yields items that still lack exam and language. A bad record
-# stops the run with an error that names file, line or record, and field.
+# lib/knowledge/sources.yaml declares the sets; here are their native forms (a file -> records with their places) and loading.
 
 import csv
 import functools
 import hashlib
-import io
 import json
 import random
 import re
-import xml.etree.ElementTree as ElementTree
-from collections import Counter
-from collections.abc import Callable
+import sys
+import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
-TEXTS = ("web", "paper", "dialogue")  # kinds of source; the other is "exam"
+import yaml
+
+from lib.results import results_root, write_atomically
+
+TEXTS = ("web", "paper", "dialogue", "book", "general")  # kinds of training text
+KINDS = (*TEXTS, "exam", "question", "instruction", "annotation", "task")
+KNOWLEDGE = Path(__file__).resolve().parent / "knowledge"
+LANGUAGES = {"English": "en", "Chinese": "zh", "Japanese": "ja", "French": "fr", "Russian": "ru", "Spanish": "es"}
+TEST_PMIDS = frozenset((KNOWLEDGE / "pubmedqa_test.txt").read_text().split())  # the hub does not mark PubMedQA's test questions
+BAD = (ValueError, KeyError, TypeError, AttributeError, IndexError, ElementTree.ParseError, zipfile.BadZipFile)
+csv.field_size_limit(2**31 - 1)  # whole articles stand in one cell of HealthFact
 
 @dataclass(frozen=True)
 class Source:
-    """One public data set, as it lies in a folder below DATA_DIR."""
-
+    """One public data set, as it lies in a folder below DATA_DIR or on the hub."""
     name: str
-    kind: str         # one of TEXTS, or "exam"
+    kind: str         # one of KINDS
     folder: str       # below DATA_DIR
-    files: tuple      # patterns of the native files that must be there, at any depth below the folder
+    files: tuple      # patterns of the native files, at any depth below the folder, split by split
     licence: str
     citation: str
     languages: tuple  # ISO codes
-    read: Callable    # list of files, in the order of `files` -> native records as ours
+    splits: dict      # name -> {files, count as published or null, language}
+    usual: str        # the split that load_exam reads if none is named; "all" for every one
+    entry: dict       # all that lib/knowledge/sources.yaml says of it
 
-# --- native forms: (place for error messages, native record) ----------------------------------------------------------
+def _named(error, place):  # an error as a person needs it: what was wrong, where, and what to do
+    if isinstance(error, UnicodeDecodeError):
+        return ValueError(f"{place}: not UTF-8 at byte {error.start}; convert the file")
+    if isinstance(error, json.JSONDecodeError):
+        return ValueError(f"{place}{'' if ', line ' in place else f', line {error.lineno}'}: broken JSON ({error.msg}); mend it")
+    if isinstance(error, ElementTree.ParseError):
+        return ValueError(f"{place}, line {error.position[0]}: broken XML ({error}); fetch the file again")
+    return error if str(error)[:12] == place[:12] else ValueError(f"{place}, field {error}: not in the published form; mend or drop it")
 
-def _text(path):
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; convert the file") from None
-    if not text.strip():
-        raise ValueError(f"{path}: the file is empty; fetch it again")
-    return text
+def _json_lines(path):  # one at a time, since some of these files do not fit in memory
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield f"{path}, line {number}", functools.partial(json.loads, line.removeprefix(b"\xef\xbb\xbf"))
 
-def _parsed(path, text, *, first_line=1):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise ValueError(f"{path}, line {line}: broken JSON ({error.msg}, column {error.colno}); mend it") from None
-
-def _json_lines(path):
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", _parsed(path, line, first_line=number)
-
-def _json_file(path):
-    """A whole JSON file as [(place, key, record)]; the records of a list are counted from 1."""
-    content = _parsed(path, _text(path))
+def _json_file(path, whole=False, exams=False):  # records of a list, counted, or of a dict, named by _key; or the file as one; or HEAD-QA's
+    content = json.loads(path.read_text("utf-8-sig"))
     if not isinstance(content, dict | list) or not content:
         raise ValueError(f"{path}: a JSON list or object with at least one record is needed")
+    content = [exam | record for exam in content["exams"].values() for record in exam["data"]] if exams else [content] if whole else content
     pairs = content.items() if isinstance(content, dict) else enumerate(content, start=1)
-    return [(f"{path}, record {key}", str(key), record) for key, record in pairs]
+    return [(f"{path}, record {key}", {"_key": str(key)} | (record if isinstance(record, dict) else {"_value": record})) for key, record in pairs]
 
-def _csv_rows(path):
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    return ((f"{path}, line {reader.line_num}", row) for row in reader)
+def _csv_rows(path, columns=None, left_out=()):  # , ; or tab between the cells, as the header shows; `columns` where there is none
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        rows = csv.DictReader(stream, columns, delimiter="," if columns else max(",;\t", key=stream.readline().count))
+        stream.seek(0)
+        for row in rows:
+            told = {"_cells": [f"{name}: {cell}" for name, cell in row.items() if name not in left_out], "_choices": list(row.values())[1:5]}
+            yield f"{path}, line {rows.line_num}", row | told | {"_subject": path.stem.rsplit("_", 1)[0]}
 
-def _xml_root(path):
-    try:
-        return ElementTree.fromstring(_text(path).encode())
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path}, line {error.position[0]}: broken XML ({error}); fetch the file again") from None
+def _xlsx_rows(path):  # the first sheet by its header; a workbook is zipped XML
+    with zipfile.ZipFile(path) as book:
+        strings, sheet = (ElementTree.fromstring(book.read(f"xl/{part}.xml")) for part in ("sharedStrings", "worksheets/sheet1"))
+    shared, header = ["".join(text.text or "" for text in string.iterfind(".//{*}t")) for string in strings], {}
+    for row in sheet.iterfind(".//{*}row"):
+        cells = {re.match("[A-Z]+", cell.get("r"))[0]: shared[int(cell[0].text)] if cell.get("t") == "s" else "".join(cell.itertext())
+                 for cell in row if len(cell)}
+        if header and any(cells.values()):
+            yield f"{path}, row {row.get('r')}", {title: cells.get(column) for column, title in header.items()}
+        header = header or cells
 
-def _need(record, field, place):
-    """The text of a field, stripped; ValueError where it is missing, empty or not a text."""
-    value = record.get(field) if isinstance(record, dict) else None
+def _medquad_pairs(path):  # the parts of a topic (0000001_1, 0000001_2) repeat each other: one document
+    for number, pair in enumerate(ElementTree.parse(path).iter("QAPair"), start=1):
+        place, fields = f"{path}, QAPair {number}", {child.tag: child.text for child in pair} | {"pair": number, "topic": path.stem.split("_")[0]}
+        yield place, fields | {"Question": _need(fields, "Question", place).replace(" ?", "?")}
+
+def _liveqa_questions(path):  # answers stand below ReferenceAnswer, three below RefAnswer, in the training files below others
+    for number, node in enumerate(ElementTree.parse(path).iter("NLM-QUESTION"), start=1):
+        said = {tag: tidy(node.findtext(f".//{tag}") or "") or None for tag in ("SUBJECT", "MESSAGE", "NIST-PARAPHRASE")}
+        said |= {"qid": node.get("qid") or f"Q{number}", "ANSWER": ["".join(answer.itertext()) for answer in node.iter("ANSWER")]}
+        yield f"{path}, NLM-QUESTION {number}", said
+
+def _jats_article(path):  # title, abstract and body, a heading or paragraph a line, without tables, figures and references
+    tree, names = ElementTree.parse(path), (".//article-meta//article-title", ".//article-meta/abstract", "body")
+    outside = {part for tag in ("fig", "table-wrap", "ref-list") for branch in tree.iter(tag) for part in branch.iter()}
+    lines = [" ".join("".join(piece.itertext()).split()) for name in names for branch in tree.findall(name)[:1] for piece in branch.iter()
+             if piece.tag in ("article-title", "title", "p") and piece not in outside]
+    yield str(path), {key.get("pub-id-type"): key.text for key in tree.iterfind(".//article-meta/article-id")} | {"body": lines}
+
+def _pubmedqa_entries(path, test_first=False):  # the entries of ori_*.json; the test is named, in its order, by test_ground_truth.json
+    truth, entries = path.with_name("test_ground_truth.json"), {record["_key"]: (place, record) for place, record in _json_file(path)}
+    labels = {record["_key"]: (place, record.get("_value")) for place, record in _json_file(truth)} if truth.exists() else {}
+    for pmid in [*labels, *(pmid for pmid in entries if pmid not in labels)] if test_first else entries:
+        if pmid not in entries:
+            raise ValueError(f"{labels[pmid][0]}: not in {path.name}; both must be of one release")
+        told = {"part": "test", "_right_place": labels[pmid][0], "label": labels[pmid][1]} if pmid in labels else {"part": "train"}
+        yield entries[pmid][0], entries[pmid][1] | told
+
+def _whole_text(path):  # for HoC with its labels: < A--detail AND B < .. with a sentence between two <, often without a space
+    beside = path.parent.parent / "labels" / path.name
+    named = {name.strip() for name in re.split(r"<|AND", beside.read_text("utf-8-sig"))} - {"", "NULL"} if beside.exists() else ()
+    yield str(path), {"text": path.read_text("utf-8-sig"), "details": sorted(named), "labels": sorted({name.split("--")[0] for name in named})}
+
+def _icd10cm_lines(path):  # order number, code, 1 if it can be billed, short and long description, at fixed columns
+    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
+        yield f"{path}, line {number}", {"code": line[6:14], "category": line[6:9], "billable": line[14:15] == "1", "description": line[77:]}
+
+def _pubtator_documents(path):  # title, abstract and mentions with character spans, without the relations of BC5CDR
+    for block in re.split(r"\n\s*\n", path.read_text("utf-8-sig").strip("\n")):
+        title, abstract, *lines = block.split("\n")
+        entities = [{"start": int(start), "end": int(end), "type": kind, "text": mention, "concept": "".join(concept[:1])}
+                    for _, start, end, mention, kind, *concept in (line.split("\t") for line in lines if line.count("\t") > 3)]
+        pmid, text = title.split("|")[0], " ".join(line.split("|", 2)[2] for line in (title, abstract))
+        yield f"{path}, document {pmid}", {"pmid": pmid, "text": text, "entities": entities}
+
+def _blocks(path, start=""):  # lines of cells up to an empty line or, with `start`, from one line that begins with it to the next
+    block, first = [], 1
+    for number, line in enumerate([*path.read_text("utf-8-sig").split("\n"), start], start=1):
+        if line.startswith(start) if start else not line.strip():
+            if any(block):
+                yield f"{path}, line {first}", block
+            block, first = [], number
+        block.append(line.split())
+
+def _tagged(path, start="", column=-1, names=None):  # tokens with B-, I- and O tags, or with the bare name of a type
+    for place, block in _blocks(path, start):
+        tokens, entities, end = [cells for cells in block if cells and cells[0] != "-DOCSTART-"], [], -1
+        for cells in tokens:
+            kind, begin, end = re.sub("^[BI](-|$)", "", cells[column]), end + 1, end + 1 + len(cells[0])
+            entity = {"start": begin, "end": end, "type": (names or {}).get(kind, kind), "text": cells[0]}
+            if cells[column][:1] != "B" and entities and (entities[-1]["type"], entities[-1]["end"]) == (entity["type"], begin - 1):
+                entities[-1] |= {"end": end, "text": f"{entities[-1]['text']} {cells[0]}"}
+            else:
+                entities += [entity] * (kind not in ("O", "N"))
+        yield place, {"text": " ".join(cells[0] for cells in tokens), "entities": entities}
+
+def _casimedicos_cases(path):  # a case, options ("1- ..", a missing one is "nan"), CORRECT ANSWER: 3 and an explanation, as tagged tokens
+    for place, block in _blocks(path, "QUESTION "):
+        case, _, rest = " ".join(cells[0] if cells else "\n" for cells in block).replace(" \n ", "\n").partition("\nCORRECT ANSWER:")
+        subject, question, *options = (" ".join(part.split()) for part in re.split(r"\nCLINICAL CASE:|\n[1-9] ?- ", case))
+        yield place, {"subject": subject.split(":")[-1].strip(), "question": question, "CORRECT ANSWER": rest.strip()[:1],
+                      "options": [option for option in options if option != "nan"], "explanation": " ".join(rest.split()[1:])}
+
+def _ddxplus_rows(path):  # E_54_@_V_161 is a question of release_evidences.json and its value
+    known = json.loads(path.with_name("release_evidences.json").read_text("utf-8-sig"))
+    for place, row in _csv_rows(path):
+        asked = [(known.get(code.split("_@_")[0], {}), code.partition("_@_")[2]) for code in re.findall("'([^']+)'", row["EVIDENCES"])]
+        findings = [f"{about['question_en']} {about['value_meaning'].get(value, {}).get('en', value) or 'yes'}" for about, value in asked]
+        yield place, row | {"findings": findings}
+
+def _value(record, names):  # the first of the fields a|b that is there; a.b is a field of a field, of all that are in a list
+    for name in names.split("|"):
+        found = record
+        for part in name.split("."):
+            found = [_value(each, part) for each in found] if isinstance(found, list) else found.get(part) if isinstance(found, dict) else None
+        if found is not None:
+            return found
+
+def _need(record, names, place, optional=""):  # the text of a field, stripped, a list line by line; an error where it is none
+    found = _value(record, names)
+    value = "\n".join(found) if isinstance(found, list) else found
+    if optional:
+        return str(value or "")
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{place}, field {field!r}: a non-empty text is needed, found {value!r}")
+        raise ValueError(f"{place}, field {names.split('|')[0]!r}: a non-empty text is needed, found {str(found)[:60]!r}")
     return value.strip()
 
-def tidy(text):
-    """One space where there are several, list items on lines of their own, no empty lines.
+def _filled(template, record, place):  # sources.yaml's templates: {field} must be a text, {field?} may be missing, {field!} is taken as it is
+    if isinstance(template, dict):
+        return {key: _filled(inner, record, place) for key, inner in template.items()}
+    if isinstance(template, list):
+        return [_filled(inner, record, place) for inner in template]
+    if template.endswith("!}"):
+        return _value(record, template[1:-2])
+    return re.sub(r"\{([^{}?]+)(\??)\}", lambda part: _need(record, part[1], place, part[2]), template)
 
-    >>> tidy("It may include:      -  Surgery.     - A trial.  \\n\\n Ask.")
-    'It may include:\\n- Surgery.\\n- A trial.\\nAsk.'
-    """
+def tidy(text):  # one space where there are several, list items on lines of their own, no empty lines
     text = re.sub(r"\s{3}\s*- +", "\n- ", text)  # MedQuAD's lists have lost their line ends
     return "\n".join(line for line in (" ".join(part.split()) for part in text.split("\n")) if line)
 
-def detokenise(text):
-    """Undo the spaces that a tokeniser put around punctuation: HoC and ACI-Bench are shipped tokenised.
-
-    >>> detokenise("We do n't use it ( GHS-R ) , the patient 's own .")
-    "We don't use it (GHS-R), the patient's own."
-    """
-    text = re.sub(r" ([.,;:?!)\]%])", r"\1", text)
-    text = re.sub(r"([(\[]) ", r"\1", text)
+def detokenise(text):  # without the spaces that a tokeniser put around punctuation, as in HoC and ACI-Bench
+    text = re.sub(r"([(\[]) ", r"\1", re.sub(r" ([.,;:?!)\]%])", r"\1", text))
     return re.sub(r" (n't|'(?:s|re|ve|ll|d|m))\b", r"\1", text)
 
-# --- corpora: (id, text, meta); meta["document"] is what a split must not divide, meta["split"] the publisher's split -
+CLEANERS = {"step": lambda text: text.replace("stfep", "step"),  # one item of MedQA has the typo
+            "one_line": lambda text: detokenise(" ".join(text.split())),  # below: [doctor] hi , brian . -> Doctor: hi, brian.
+            "said": lambda text: detokenise(re.sub(r"(?m)^\[(\w)(\w*)\] ?", lambda tag: f"{tag[1].upper()}{tag[2]}: ", text))}
 
-def _medquad(files):
-    """One record per answered question. The parts of a topic (0000001_1, 0000001_2) repeat each other: one document."""
-    for path in files:
-        topic = f"{path.parent.name}-{path.stem.split('_')[0]}"
-        for number, pair in enumerate(_xml_root(path).iter("QAPair"), start=1):
-            fields = {child.tag: child.text for child in pair}
-            question = _need(fields, "Question", f"{path}, QAPair {number}").replace(" ?", "?")
-            if (fields.get("Answer") or "").strip():  # three of its twelve folders have no answers, for copyright
-                text = tidy(f"{question}\n{fields['Answer']}")
-                yield f"{path.parent.name}-{path.stem}-{number}", text, {"document": f"medquad-{topic}"}
+def _item(fields, entry, place, right_place):  # options may be a dict or a list, several right answers become "A,C"
+    native, right, about = fields["options"], fields["right"], fields.get("meta_info", {})
+    options = dict(zip("ABCDEFGH", native)) if isinstance(native, list) else native
+    options = {letter.upper(): text for letter, text in sorted(options.items()) if text is not None or isinstance(native, list)}
+    given = [part.strip() for text in (right if isinstance(right, list) else [right]) for part in re.split(",| or ", str(text))]
+    letters = sorted(entry.get("letters", {}).get(text.lower(), text.upper()) for text in given)
+    if entry.get("open_answers"):  # IgakuQA: "a or d" accepts either, options may be pictures without text, without any the answer is a number
+        about = about | ({"open": True} if not options else {"accepted": letters} if " or " in str(right) else {})
+        options, letters = {letter: text.strip() or letter for letter, text in options.items()}, letters[:1] if "accepted" in about else letters
+    letters = [] if "open" in about else letters
+    if "open" not in about and (len(options) < 2 or not all(isinstance(text, str) and text.strip() for text in options.values())):
+        raise ValueError(f"{place}, options: at least two non-empty texts are needed, found {str(native)[:60]}")
+    if "open" not in about and not set(letters or ["none"]) <= set(options):
+        field = entry["record"]["right"].strip("{!}").split("|")[0]
+        raise ValueError(f"{right_place}, field {field!r}: no right answer among {', '.join(options)}; mend or drop the item")
+    answer = ", ".join(options[letter] for letter in letters) or ", ".join(given)
+    if fields.get("answer", answer) != answer:
+        raise ValueError(f"{place}, field 'answer': {fields['answer']!r} is not option {','.join(letters)}")
+    return {"question": fields["question"], "context": fields.get("context", ""), "options": options, "answer": answer,
+            "answer_idx": ",".join(letters), "rationale": fields.get("rationale", ""), "meta_info": about}
 
-def _context(entry, place):
-    paragraphs = entry.get("CONTEXTS")
-    text = "\n".join(map(str, paragraphs)) if isinstance(paragraphs, list) else None
-    return _need({"CONTEXTS": text}, "CONTEXTS", place)
+def _checked(fields, entry, place):  # tasks have their keys, questions an answer, labels are known, entities stand where they say
+    if "references" in fields:
+        fields["references"] = [tidy(answer) for answer in fields["references"] if answer.strip()]
+    bad = [f"{key!r}: missing; a task needs {', '.join(entry['keys'])}" for key in entry.get("keys", ()) if key not in fields]
+    bad += [f"'Instances', {number}: input and output are needed"
+            for number, case in enumerate(fields.get("Instances") or [{}] * ("keys" in entry), 1) if not (case.get("input") and case.get("output"))]
+    bad += ["'ANSWER': no reference answer"] * (fields.get("references") == [] and entry["record"]["references"] == "{ANSWER!}")
+    bad += [f"'label': {label!r} is not known" for label in fields.get("labels", ()) if label not in entry.get("letters", [label])]
+    bad += [f"'mention': {each['text']!r} is not the text at {each['start']} to {each['end']}" for each in fields.get("entities", ())
+            if fields["text"][each["start"]:each["end"]] != each["text"]]
+    if bad:
+        raise ValueError(f"{place}, field {bad[0]}; mend or drop the record")
+    return fields | ({"labels": [entry["letters"][label] for label in fields["labels"]]} if "labels" in fields and "letters" in entry else {})
 
-def _pubmedqa_labels(path):
-    return {pmid: label for _, pmid, label in _json_file(path)}
+def _framed(source, split, record, place):  # in the schema of the kind of set; ids of another split than the usual one name it
+    entry, kind, language = source.entry | source.splits[split], source.kind, record["_language"]
+    fields = {key: value for key, value in record.items() if key[0] != "_"} if kind == "task" else _filled(entry["record"], record, place)
+    own = "" if source.usual in (split, "all") else f"{split}-"
+    name = f"{source.name}-{own}" + _filled(entry.get("key", "{_number?}"), record, place)
+    if kind == "exam":
+        return {"id": name, "exam": source.name, "language": language} | _item(fields, entry, place, record.get("_right_place", place))
+    if kind in TEXTS:
+        meta = {"kind": kind, "split": "test" if split.startswith("test") else "train", "document": name} | fields.get("meta", {})
+        text = fields["text"] if entry.get("raw") else tidy(fields["text"])
+        return {"text": text, "source": source.name, "language": language, "id": name, "meta": meta}
+    return {"id": name, "source": source.name, "language": language} | _checked(fields, entry, place)
 
-def _pubmedqa_abstracts(files):
-    """Title, sections and conclusion of the abstracts of PQA-L; those of the 500 test questions are marked as test."""
-    labels = _pubmedqa_labels(files[1])
-    for place, pmid, entry in _json_file(files[0]):
-        parts = [_need(entry, "QUESTION", place), _context(entry, place), _need(entry, "LONG_ANSWER", place)]
-        yield pmid, tidy("\n".join(parts)), {"pmid": pmid, "split": "test" if pmid in labels else "train"}
+def _there(data_dir, source, split):  # the native files of a split, or its names on the hub
+    files = (path for path in (Path(data_dir) / source.folder).rglob(source.splits[split]["files"]) if path.is_file())
+    return source.entry.get("hub", {}).get("splits", {}).get(split, []) if data_dir == "hub" else sorted(files)
 
-def _hoc(files):
-    """Abstracts, named by their PubMed id, one tokenised sentence a line; the labels are not read."""
-    for path in files:
-        yield path.stem, detokenise(" ".join(_text(path).split())), {"pmid": path.stem}
-
-def _clinical_dialogues(files, *, identifier, note):
-    """MTS-Dialog and ACI-Bench: a conversation, then the note that was written about it."""
-    for path in files:
-        split = {"split": "test" if "test" in path.stem.lower() else "train"}
-        for place, row in [] if path.stem.endswith("_metadata") else _csv_rows(path):
-            tagged = _need(row, "dialogue", place)  # [doctor] hi , brian . -> Doctor: hi, brian.
-            said = detokenise(re.sub(r"(?m)^\[(\w)(\w*)\] ?", lambda tag: f"{tag[1].upper()}{tag[2]}: ", tagged))
-            text = tidy(f"{said}\n{_need(row, note, place)}")
-            yield f"{path.stem}-{_need(row, identifier, place)}", text, split
-
-def _question_and_answer(files, *, form):
-    """Instruction records: a person's question and the answer, in a form such as "Patient: {}"."""
-    for place, key, entry in _json_file(files[0]):
-        yield key, form.format(*(tidy(_need(entry, field, place)) for field in ("input", "output"))), {}
-
-# --- exams: items without exam and language; "id" where the set has one -----------------------------------------------
-
-def _item(place, field, *, question, options, letter, **more):
-    """Question, options and right answer, checked; `field` is the native field that names the answer."""
-    texts = list(options.values()) if isinstance(options, dict) else []
-    if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"{place}, options: at least two non-empty texts are needed, found {options!r}")
-    if str(letter) not in options:
-        raise ValueError(f"{place}, field {field!r}: no right answer among {', '.join(options)}; mend or drop the item")
-    return {"question": question, "context": "", "options": options, "answer": options[letter], "answer_idx": letter,
-            "rationale": "", "meta_info": {}} | more
-
-def _medqa(files):
-    for place, entry in _json_lines(files[0]):
-        question, step = _need(entry, "question", place), str(entry.get("meta_info", ""))
-        item = _item(place, "answer_idx", question=question, letter=entry.get("answer_idx"), options=entry.get("options"),
-                     meta_info={"step": step.replace("stfep", "step")})  # one item has the typo
-        if item["answer"] != entry.get("answer"):
-            raise ValueError(f"{place}, field 'answer': {entry.get('answer')!r} is not option {item['answer_idx']}")
-        yield item
-
-def _medmcqa(files):
-    """`cop` counts from 1; of `choice_type` multi, too, one option is right; `exp` may be null."""
-    for place, entry in _json_lines(files[0]):
-        question, exam_id = _need(entry, "question", place), _need(entry, "id", place)
-        yield {"id": exam_id} | _item(
-            place, "cop", question=question, letter=dict(zip("1234", "ABCD", strict=True)).get(str(entry.get("cop"))),
-            options={letter: entry.get(f"op{letter.lower()}") for letter in "ABCD"}, rationale=entry.get("exp") or "",
-            meta_info={field: entry.get(field) or "" for field in ("subject_name", "topic_name", "choice_type")})
-
-def _pubmedqa(files):
-    """The 500 official test questions of PQA-L: yes, no or maybe, from the abstract without its conclusion."""
-    entries = {pmid: (place, entry) for place, pmid, entry in _json_file(files[0])}
-    options, letters = {"A": "yes", "B": "no", "C": "maybe"}, {"yes": "A", "no": "B", "maybe": "C"}
-    for pmid, label in _pubmedqa_labels(files[1]).items():
-        if pmid not in entries:
-            raise ValueError(f"{files[1]}, record {pmid}: not in {files[0].name}; both must be of one release")
-        place, entry = entries[pmid]
-        question, rationale = (_need(entry, field, place) for field in ("QUESTION", "LONG_ANSWER"))
-        yield {"id": pmid} | _item(f"{files[1]}, record {pmid}", "label", question=question, letter=letters.get(str(label)),
-                                   options=options, context=_context(entry, place), rationale=rationale,
-                                   meta_info={"pmid": pmid})
-
-# --- loading -----------------------------------------------------------------------------------------------------------
-
-def _files(data_dir, source):
-    """The native files of a set; FileNotFoundError says what is missing, what it should hold, and what is there."""
-    folder, found = Path(data_dir) / source.folder, []
-    for pattern in source.files:
-        matches = sorted(path for path in folder.rglob(pattern) if path.is_file())
-        if not matches:
-            raise FileNotFoundError(
-                f"{data_dir}: {source.folder}/{pattern if folder.is_dir() else ''} is missing; for {source.name} it should "
-                f"hold {' and '.join(source.files)}. Sets found there: {', '.join(available(data_dir)) or 'none'}")
-        found += matches
-    return found
-
-def available(data_dir):
-    """Names of the sets whose folder is in data_dir."""
-    return [name for name, source in SOURCES.items() if (Path(data_dir) / source.folder).is_dir()]
-
-def _read(data_dir, name, kinds):
+def _opened(data_dir, name, split=None, kinds=KINDS):  # a set and those of its splits, the given one or all, that are there
     if name not in SOURCES or SOURCES[name].kind not in kinds:
-        known = ", ".join(each for each, source in SOURCES.items() if source.kind in kinds)
-        raise ValueError(f"unknown set {name!r}; known of this kind: {known}")
-    return SOURCES[name].read(_files(data_dir, SOURCES[name]))
+        raise ValueError(f"unknown set {name!r}; known of this kind: {', '.join(each for each, source in SOURCES.items() if source.kind in kinds)}")
+    source, folder, beside = SOURCES[name], Path(data_dir) / SOURCES[name].folder, SOURCES[name].entry.get("beside", [])
+    wanted = list(source.splits) if split in (None, "all") else [split]
+    if not set(wanted) <= set(source.splits):
+        raise ValueError(f"{name}: unknown split {split!r}; there are {', '.join(source.splits)}")
+    there, needed = [each for each in wanted if _there(data_dir, source, each)], [source.splits[each]["files"] for each in wanted] + beside
+    missing = needed[:1] * (not there) + [pattern for pattern in beside if data_dir != "hub" and not any(folder.rglob(pattern))]
+    if missing:
+        raise FileNotFoundError(f"{data_dir}: {source.folder}/{missing[0] if folder.is_dir() else ''} is missing; for {name} it should hold "
+                                f"{' and '.join(needed)}. Found there: {', '.join(available(data_dir)) or 'none'}. From: {source.entry['obtain']}")
+    return source, there
 
-def load_corpus(data_dir, names=None):
-    """Training text of the named sets (default: all whose folder is there): records {text, source, language, id, meta}.
+def _hub_rows(hub, name):  # at the pinned revision; class labels become their names
+    import datasets
+    config, _, part = name.rpartition("/")
+    rows = datasets.load_dataset(hub["id"], config or None, split=part, revision=hub["revision"])
+    labels = {column: feature for column, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)}
+    for number, row in enumerate(rows, start=1):
+        row["part"] = "test" if str(row.get("pubid")) in TEST_PMIDS else "train"
+        named = {column: feature.int2str(row[column]) for column, feature in labels.items() if (row[column] or 0) >= 0}
+        yield f"{hub['id']}, {name}, record {number}", row | named
 
-    Left out: the publishers' test splits, and from every set the abstracts (by PubMed id) of PubMedQA's test questions.
-    """
+def _natives(data_dir, source, split):  # (place, what the path tells, native record or the error of a file that cannot be read)
+    for path in _there(data_dir, source, split):
+        entry, names = source.entry | source.splits[split], () if data_dir == "hub" else path.relative_to(data_dir).with_suffix("").parts
+        about = {"_folder": names[-2], "_stem": path.stem, "_path": "/".join(names[1:])} if names else {}
+        about["_language"] = [*(LANGUAGES[name] for name in names if name in LANGUAGES), entry.get("language", source.languages[0])][0]
+        try:
+            if data_dir != "hub" and path.stat().st_size < 9 and not path.read_bytes().strip():
+                raise ValueError(f"{path}: the file is empty; fetch it again")
+            form = functools.partial(globals()[f"_{entry['form']}"], **entry.get("options", {}))
+            yield from ((place, about, record) for place, record in (_hub_rows(entry["hub"], path) if data_dir == "hub" else form(path)))
+        except BAD as error:
+            yield str(path), about, error
+
+def _record(source, split, number, native):  # as one of ours; None where the set leaves it out
+    place, about, record = native
+    if isinstance(record, Exception):
+        raise record
+    record, entry = record() if callable(record) else record, source.entry | source.splits[split]
+    record = (record if isinstance(record, dict) else {}) | {"_number": number} | about
+    for field, values in entry.get("only", {}).items():
+        if not str(_value(record, field) or "").strip() if values == "filled" else _value(record, field) not in values:
+            return None
+    record |= {field: CLEANERS[how](record[field]) for field, how in entry.get("clean", {}).items() if isinstance(record.get(field), str)}
+    return _framed(source, split, record, place)
+
+def read_records(data_dir, name, *, split=None, on_error="stop", problems=None):
+    """Records of one set of any kind, of one split or of all that are there, the publisher's test split included (meta["split"]).
+    on_error="skip" leaves bad records out; what was wrong, and where, is added to `problems`, else printed, as a wrong count is."""
+    (source, splits), found, seen = _opened(data_dir, name, split), [] if problems is None else problems, set()
+    for part in splits:
+        count = 0
+        for number, native in enumerate(_natives(data_dir, source, part), start=1):
+            try:
+                record = _record(source, part, number, native)
+                if record and record["id"] in seen:
+                    raise ValueError(f"{native[0]}: the id {record['id']!r} occurs twice; ids must be unique within a set")
+            except BAD as error:
+                if on_error != "skip":
+                    raise _named(error, native[0]) from None
+                record = found.append(str(_named(error, native[0])))  # None
+            if record:
+                seen.add(record["id"])
+                count += len(record.get("Instances", "1"))
+                yield record
+        if source.splits[part]["count"] not in (None, count):
+            found.append(f"{name}, split {part}: {count:,} records, {source.splits[part]['count']:,} are published; is the download complete?")
+    if problems is None and found:
+        print(*found, sep="\n", file=sys.stderr)
+
+def available(data_dir):  # names of the sets whose folder is in data_dir, or that are on the hub
+    return [name for name, source in SOURCES.items() if ("hub" in source.entry if data_dir == "hub" else (Path(data_dir) / source.folder).is_dir())]
+
+def load_corpus(data_dir, names=None, **how):
+    """Training text of the named sets: records {text, source, language, id, meta}. Default: all that are there, but the large ones.
+    Left out: the publishers' test splits, and from every set the abstracts (by PubMed id) of PubMedQA's test questions."""
     there, texts = available(data_dir), [name for name, source in SOURCES.items() if source.kind in TEXTS]
-    names = [name for name in texts if name in there] if names is None else names
+    names = [name for name in texts if name in there and not SOURCES[name].entry.get("large")] if names is None else names
     if not names:
-        folders = ", ".join(SOURCES[name].folder for name in texts)
-        raise FileNotFoundError(f"{data_dir}: no set to read; it should hold one or more of the folders {folders}")
-    held_out = _pubmedqa_labels(_files(data_dir, SOURCES["pubmedqa"])[1]) if "pubmedqa" in there else {}
-    return _unique([record for name in names for record in read_records(data_dir, name)
-                    if record["meta"]["split"] != "test" and record["meta"].get("pmid") not in held_out])
+        raise FileNotFoundError(f"{data_dir}: no set to read; it should hold one or more of {', '.join(SOURCES[name].folder for name in texts)}")
+    names = [_opened(data_dir, name, kinds=TEXTS)[0].name for name in names]
+    held_out = {item["meta_info"]["pmid"] for item in load_exam(data_dir, "pubmedqa")} if "pubmedqa" in there and data_dir != "hub" else TEST_PMIDS
+    return [record for name in names for record in read_records(data_dir, name, **how)
+            if record["meta"]["split"] != "test" and record["meta"].get("pmid") not in held_out]
 
-def read_records(data_dir, name):
-    """All records of one set, the publisher's test split included (meta["split"])."""
-    for key, text, meta in _read(data_dir, name, TEXTS):
-        meta = {"kind": SOURCES[name].kind, "split": "train", "document": f"{name}-{key}"} | meta
-        yield {"text": text, "source": name, "language": SOURCES[name].languages[0], "id": f"{name}-{key}", "meta": meta}
-
-def load_exam(data_dir, name, *, items=None, seed=0):
-    """The items of an exam in the file's order; `items` draws that many by seed (all, if there are fewer), and a larger
-    draw holds the smaller one."""
-    native = enumerate(_read(data_dir, name, ("exam",)), start=1)
-    exam = _unique([{"id": f"{name}-{item.pop('id', number)}", "exam": name, "language": SOURCES[name].languages[0]} | item
-                    for number, item in native])
+def load_exam(data_dir, name, *, split=None, items=None, seed=0, **how):
+    """The items of an exam in the file's order; `items` draws that many by seed (or all), and a larger draw holds the smaller one."""
+    exam = list(read_records(data_dir, name, split=split or _opened(data_dir, name, kinds=("exam",))[0].usual, **how))
     numbers = random.Random(f"{name} {seed}").sample(range(len(exam)), len(exam))[:items]
     return [exam[number] for number in sorted(numbers)]
 
-def _unique(records):
-    twice = [record_id for record_id, times in Counter(record["id"] for record in records).items() if times > 1]
-    if twice:
-        raise ValueError(f"the id {twice[0]!r} occurs twice ({len(twice)} such ids); ids must be unique within a set")
-    return records
-
 def split_documents(records, *, test_share, seed):
-    """(train, test): a document goes by a hash of its name, so order and other documents do not matter, and the records
-    of one document (meta["document"], else id) stay together."""
+    """(train, test): a document (meta["document"], else id) goes as a whole, by a hash of its name, whatever the other documents are."""
     parts = [], []
     for record in records:
         name = record.get("meta", {}).get("document", record["id"])
@@ -259,31 +355,44 @@ def split_documents(records, *, test_share, seed):
         parts[place < test_share].append(record)
     return parts
 
-def fingerprint(records):
-    """A hash of records or items in their order: 16 hexadecimal digits.
-
-    >>> fingerprint([{"id": "a", "text": "x"}]) == fingerprint([{"text": "x", "id": "a"}])
-    True
-    """
+def fingerprint(records):  # a hash of records or items in their order: 16 hexadecimal digits
     return hashlib.sha256(json.dumps(list(records), sort_keys=True).encode()).hexdigest()[:16]
 
-PUBMEDQA = ("pubmedqa", ("ori_pqal.json", "test_ground_truth.json"), "MIT", "Jin et al. 2019, PubMedQA", ("en",))
-SOURCES = {source.name: source for source in (
-    Source("medquad", "web", "medquad", ("*.xml",), "CC BY 4.0",
-           "Ben Abacha and Demner-Fushman 2019, MedQuAD", ("en",), _medquad),
-    Source("medical_meadow", "web", "medical_meadow_small", ("*.json",), "GPL-3.0 (repository)",
-           "Han et al. 2023, MedAlpaca", ("en",), functools.partial(_question_and_answer, form="{}\n{}")),
-    Source("pubmedqa_abstracts", "paper", *PUBMEDQA, _pubmedqa_abstracts),
-    Source("hoc", "paper", "hoc", ("text/*.txt",), "GPL-3.0", "Baker et al. 2016, Hallmarks of Cancer", ("en",), _hoc),
-    Source("chatdoctor", "dialogue", "chatdoctor", ("chatdoctor5k.json",), "Apache-2.0, for research only",
-           "Li et al. 2023, ChatDoctor", ("en",),
-           functools.partial(_question_and_answer, form="Patient: {}\nDoctor: {}")),
-    Source("mts_dialog", "dialogue", "mts_dialog", ("MTS-Dialog-*.csv",), "CC BY 4.0",
-           "Ben Abacha et al. 2023, MTS-Dialog", ("en",),
-           functools.partial(_clinical_dialogues, identifier="ID", note="section_text")),
-    Source("aci_bench", "dialogue", "aci_bench", ("challenge_data/*.csv",), "CC BY 4.0", "Yim et al. 2023, ACI-Bench",
-           ("en",), functools.partial(_clinical_dialogues, identifier="encounter_id", note="note")),
-    Source("medqa_us_4opt", "exam", "medqa_us_4opt", ("phrases_no_exclude_test.jsonl",), "MIT",
-           "Jin et al. 2021, MedQA", ("en",), _medqa),
-    Source("medmcqa", "exam", "medmcqa_dev", ("dev.json",), "MIT", "Pal et al. 2022, MedMCQA", ("en",), _medmcqa),
-    Source("pubmedqa", "exam", *PUBMEDQA, _pubmedqa))}
+def _declared(name, own):  # a set that is read in a second way (of: ..) takes what it does not say from the first
+    entry = {key: value for key, value in (ENTRIES.get(own.get("of"), {}) | own).items() if value is not None}
+    said = {"usual": next(iter(entry["splits"]))} | entry | {"name": name, "languages": tuple(entry["languages"]), "entry": entry}
+    said["files"] = tuple(split["files"] for split in entry["splits"].values())
+    return Source(**{field: said[field] for field in Source.__annotations__})
+
+ENTRIES = yaml.safe_load((KNOWLEDGE / "sources.yaml").read_text(encoding="utf-8"))
+SOURCES = {name: _declared(name, own) for name, own in ENTRIES.items()}
+
+def inventory(data_dir):  # a line for each set and split that is there: set, split, records, expected, seconds, problems
+    for name, split in ((each, part) for each in available(data_dir) for part in SOURCES[each].splits if _there(data_dir, SOURCES[each], part)):
+        started, problems = time.perf_counter(), []
+        count = sum(len(record.get("Instances", "1")) for record in read_records(data_dir, name, split=split, on_error="skip", problems=problems))
+        yield {"set": name, "split": split, "records": count, "expected": SOURCES[name].splits[split]["count"] or "-",
+               "seconds": time.perf_counter() - started, "problems": problems}
+
+def data_cards():  # Markdown, one card for each set
+    cards = ["# Data sets\n\nWritten from `lib/knowledge/sources.yaml` by `python -m lib.sources --cards`. None of the data is in this repository."]
+    for name, source in SOURCES.items():
+        card = {"restrictions": "none beyond the licence"} | source.entry | {
+            "records": "; ".join(f"{split} {part['count'] or '(no published count)'} in `{part['files']}`" for split, part in source.splits.items()),
+            "languages": ", ".join(source.languages), "hub": " at revision ".join([*source.entry.get("hub", {"id": "no"}).values()][:2])}
+        cards.append(f"## {name}\n\n" + "\n".join(f"- **{title.capitalize()}:** {card[title]}" for title in (
+            "title", "kind", "licence", "citation", "languages", "records", "restrictions", "obtain", "hub", "folder")))
+    return "\n\n".join(cards) + "\n"
+
+def main(arguments):
+    """usage: python -m lib.sources DATA_DIR (a folder with data sets: what is there) or --cards (writes results/data_cards.md)"""
+    if len(arguments) != 1 or arguments != ["--cards"] and not available(arguments[0]):
+        sys.exit(main.__doc__)
+    if arguments == ["--cards"]:
+        return write_atomically(results_root() / "data_cards.md", data_cards())
+    print(f"{'set':28} {'split':14} {'records':>9} {'expected':>9} {'seconds':>8}")
+    for row in inventory(arguments[0]):
+        print("{set:28} {split:14} {records:9,} {expected:>9} {seconds:8.2f}".format(**row), *row["problems"][-5:], sep="\n    ")
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

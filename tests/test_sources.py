@@ -2,10 +2,15 @@
 
 import csv
 import json
+from pathlib import Path
 
+import datasets
 import pytest
 
 from lib import sources
+from lib.results import REPOSITORY
+
+TWINS = Path(__file__).parent / "assets" / "sources"  # invented records in the published forms of sets that are not at hand
 
 MEDQA = {"question": "Which vitamin?", "options": {"A": "A", "B": "B12", "C": "C", "D": "D"}, "answer": "B12",
          "answer_idx": "B", "meta_info": "step1"}
@@ -185,7 +190,13 @@ def test_a_byte_order_mark_is_no_part_of_a_column(native):
     assert len(sources.load_corpus(native, ["mts_dialog"])) == 1
 
 
-# --- split and fingerprint ---
+# --- text, split and fingerprint ---
+
+def test_text_is_tidied_and_joined_again():
+    assert sources.tidy("It may include:      -  Surgery.     - A trial.  \n\n Ask.") == "It may include:\n- Surgery.\n- A trial.\nAsk."
+    assert sources.detokenise("We do n't use it ( GHS-R ) , the patient 's own .") == "We don't use it (GHS-R), the patient's own."
+    assert sources.fingerprint([{"id": "a", "text": "x"}]) == sources.fingerprint([{"text": "x", "id": "a"}])
+
 
 def documents(number):
     return [{"id": f"d{n}", "text": f"text {n}", "meta": {"document": f"topic{n // 3}"}} for n in range(number)]
@@ -216,7 +227,11 @@ def test_fingerprint_sees_every_change():
 def test_every_entry_of_the_table_says_what_it_must():
     for name, source in sources.SOURCES.items():
         assert source.name == name
-        assert source.kind in (*sources.TEXTS, "exam")
+        assert source.kind in sources.KINDS
+        assert all(source.entry[key] for key in ("title", "form", "obtain"))
+        assert all({"files", "count"} <= set(split) for split in source.splits.values())
+        assert source.usual in (*source.splits, "all")
+        assert all(len(source.entry[key]["revision"]) == 40 for key in ("hub",) if key in source.entry)
         assert all([source.folder, source.files, source.licence, source.citation, source.languages])
 
 
@@ -263,3 +278,326 @@ def test_native_rows_of_the_public_dialogues_are_all_there(shared_data):
             with open(path, encoding="utf-8", newline="") as stream:
                 rows += sum(1 for _ in csv.reader(stream)) - 1
         assert rows == len(list(sources.read_records(shared_data, name)))
+
+
+# --- sets of which no public file is at hand: invented twins in the published form ---
+
+def twin(name, split=None):
+    problems = []
+    return list(sources.read_records(TWINS, name, split=split, on_error="skip", problems=problems)), problems
+
+
+def test_the_six_languages_of_mmedbench(tmp_path):
+    """A file each; right letters in a list or a text; the flag of the checked rationales, where there is one."""
+    exam, _ = twin("mmedbench")
+    assert [(item["id"], item["language"], item["answer_idx"], item["answer"]) for item in exam] == [
+        ("mmedbench-1", "en", "A", "Radius"), ("mmedbench-2", "fr", "A,C", "Le rein, Le poumon"), ("mmedbench-3", "fr", "A", "Le fémur"),
+        ("mmedbench-4", "ja", "A,C", "一, 三"), ("mmedbench-5", "ru", "A", "да")]
+    assert exam[1]["rationale"] == "Reins et poumons vont par deux."
+    assert [item["meta_info"]["human_check_passed"] for item in exam] == [False, True, None, None, None]
+    assert list(exam[0]) == ["id", "exam", "language", "question", "context", "options", "answer", "answer_idx", "rationale", "meta_info"]
+
+
+@pytest.mark.parametrize(("name", "answer", "language"), [
+    ("medqa_mainland", "维生素A", "zh"), ("medqa_taiwan", "攜帶氧氣", "zh"), ("pubmedqa_artificial", "yes", "en")])
+def test_exam_twins(name, answer, language):
+    exam = sources.load_exam(TWINS, name)
+    assert (exam[0]["answer"], exam[0]["language"]) == (answer, language)
+
+
+def test_corpus_twins():
+    """Large corpora are read when named, keep their paragraphs, and take the language from the folder."""
+    assert [(r["language"], r["text"]) for r in twin("mmedc")[0]] == [
+        ("zh", "肝脏产生胆汁。"), ("en", "The liver makes bile.\n\nBile helps digestion.")]
+    assert twin("redpajama_sample")[0][0]["text"] == "A town by a river.\n\n  Its bridge is old."
+    assert [(r["id"], r["meta"]["kind"]) for r in twin("textbooks")[0]] == [("textbooks-anatomy", "book")]
+    assert [r["source"] for r in sources.load_corpus(TWINS, ["textbooks"])] == ["textbooks"]
+    with pytest.raises(FileNotFoundError, match="no set to read"):
+        sources.load_corpus(TWINS)  # none of them unless named
+
+
+def test_s2orc_shards_and_languages_of_inner_folders(tmp_path):
+    paper = {"paper_id": "7", "abstract": [{"text": "We tried.", "section": "Abstract"}], "body_text": [{"text": "It helped."}, {"text": "So."}]}
+    write(tmp_path / "s2orc_json/pdf_parses_0.jsonl", json.dumps(paper))
+    (record,) = sources.load_corpus(tmp_path, ["s2orc"])
+    assert (record["id"], record["text"]) == ("s2orc-7", "We tried.\nIt helped.\nSo.")
+    write(tmp_path / "mmedc/Russian/part/a.txt", "Печень.")
+    assert [(r["id"], r["language"]) for r in sources.read_records(tmp_path, "mmedc")] == [("mmedc-Russian/part/a", "ru")]
+
+
+def test_liveqa_training_files_have_their_own_elements(tmp_path):
+    write(tmp_path / "liveqa_medical_trec2017/TREC-2017-LiveQA-Medical-Train-1.xml", """<LiveQA><NLM-QUESTION questionid="Q1"><SUBJECT>feet</SUBJECT>
+        <MESSAGE></MESSAGE><SUB-QUESTIONS><SUB-QUESTION subqid="Q1-S1"><ANSWERS><ANSWER answerid="1">Rest   them.</ANSWER></ANSWERS></SUB-QUESTION>
+        <SUB-QUESTION subqid="Q1-S2"><ANSWERS><ANSWER answerid="2">Wash them.</ANSWER></ANSWERS></SUB-QUESTION></SUB-QUESTIONS></NLM-QUESTION>
+        <NLM-QUESTION questionid="Q2"><SUBJECT>hands</SUBJECT><MESSAGE>Why?</MESSAGE></NLM-QUESTION></LiveQA>""")
+    problems = []
+    (question,) = sources.read_records(tmp_path, "liveqa", on_error="skip", problems=problems)
+    assert question | {"meta": ""} == {"id": "liveqa-train_1-Q1", "source": "liveqa", "language": "en", "question": "feet",
+                                       "references": ["Rest them.", "Wash them."], "meta": ""}
+    assert "NLM-QUESTION 2, field 'ANSWER': no reference answer" in problems[0]
+
+
+def test_instruction_twins():
+    assert [(r["meta"]["part"], r["output"]) for r in twin("pmc_llama_instructions")[0]] == [
+        ("medqa_train", "###Answer: OPTION A IS CORRECT."), ("umls", "It is a made-up fever.")]
+    assert [(r["id"], r["input"], r["output"]) for r in twin("umls")[0]] == [
+        ("umls-1", "Blue fever", "A made-up fever."), ("umls-relations-1", "Red moss\nBlue fever", "causative agent of")]
+
+
+def test_tasks_are_kept_as_they_are_and_checked(tmp_path):
+    native = json.loads((TWINS / "meds_ins/task900_heart_text_classification_train.json").read_text())
+    (task,), _ = twin("meds_ins")
+    assert task == {"id": "meds_ins-task900_heart_text_classification_train", "source": "meds_ins", "language": "en"} | native
+    assert len(native) == 14
+    assert len(twin("meds_bench")[0][0]["Instances"]) == 1
+    for name, key in (("meds_ins", "Domains"), ("superni_task181/tasks", "Instance License")):
+        path = write(tmp_path / name / "task1.json", {field: value for field, value in native.items() if field != key})
+        with pytest.raises(ValueError, match=rf"task1\.json, record 1, field '{key}': missing; a task needs Contributors"):
+            list(sources.read_records(tmp_path, "meds_ins" if name == "meds_ins" else "super_natural_instructions"))
+        write(path, native | {"Instances": [{"id": "1", "input": "The heart beats.", "output": ""}]})
+        with pytest.raises(ValueError, match=r"task1\.json, record 1, field 'Instances', 1: input and output are needed"):
+            list(sources.read_records(tmp_path, "meds_ins" if name == "meds_ins" else "super_natural_instructions"))
+
+
+def test_annotation_twins():
+    assert [r["entities"] for r in twin("bc4chemd")[0]] == [
+        [{"start": 0, "end": 7, "type": "Chemical", "text": "Aspirin"}],
+        [{"start": 0, "end": 15, "type": "Chemical", "text": "Sodium chloride"}, {"start": 16, "end": 25, "type": "Chemical", "text": "potassium"}]]
+    assert [e["text"] for r in twin("species800")[0] for e in r["entities"]] == ["E. coli", "Homo sapiens"]
+    assert [r["labels"] for r in twin("healthfact")[0]] == [["false"], ["true"]]
+    assert "test.tsv, line 5, field 'label'" in twin("healthfact")[1][0]
+    assert twin("ddxplus")[0][0] | {"id": ""} == {
+        "id": "", "source": "ddxplus", "language": "en", "labels": ["Sprain"],
+        "text": "Age: 40. Sex: F.\nDo you have a fever? yes\nWhere is the pain? knee\nHow strong is it (0-10)? 4"}
+    assert (twin("seer")[0][0]["text"], twin("seer")[0][0]["labels"]) == (
+        "Age recode: 50-54 years\nPrimary Site: C50", ["Radiation after surgery"])
+
+
+def test_a_mention_that_is_not_at_its_span_is_named(tmp_path):
+    write(tmp_path / "bc5cdr_pubtator/CDR_TestSet.PubTator.txt", "7|t|Red moss.\n7|a|It grows.\n7\t0\t4\tmoss\tChemical\tD1\n")
+    with pytest.raises(ValueError, match="document 7, field 'mention': 'moss' is not the text at 0 to 4"):
+        list(sources.read_records(tmp_path, "bc5cdr"))
+
+
+# --- traps that the public files show only in parts ---
+
+def test_igakuqa_takes_every_kind_of_answer(tmp_path):
+    """One to three letters, either of two, a number without choices, eight choices, a typo in the key, pictures without text."""
+    item = {"problem_id": "1A1", "problem_text": "どれか。", "choices": list("いろはにほ"), "text_only": True, "answer": ["e"], "points": "1"}
+    rows = [item, item | {"problem_id": "1A2", "answer": ["c", "a"]}, item | {"problem_id": "1A3", "answer": ["a or d"]},
+            item | {"problem_id": "1A4", "answer": ["146"], "choices": []}, item | {"problem_id": "1A5", "choices": list("いろはにほへとち"), "answer": ["h"]},
+            {key: value for key, value in item.items() if key != "answer"} | {"problem_id": "1A6", "asnwer": ["b"]},
+            item | {"problem_id": "1A7", "choices": ["\u3000"] * 5, "text_only": False}]
+    write(tmp_path / "igakuqa/data/2021/115-A.jsonl", "\n".join(map(json.dumps, rows)))
+    write(tmp_path / "igakuqa/data/2021/115-A_metadata.jsonl", "{}")
+    exam = sources.load_exam(tmp_path, "igakuqa")
+    assert [item["answer_idx"] for item in exam] == ["E", "A,C", "A", "", "H", "B", "E"]
+    assert [item["answer"] for item in exam] == ["ほ", "い, は", "い", "146", "ち", "ろ", "E"]
+    assert exam[2]["meta_info"]["accepted"] == ["A", "D"]
+    assert (exam[3]["options"], exam[3]["meta_info"]["open"]) == ({}, True)
+
+
+def test_frenchmedmcqa_letters_are_small_and_the_type_may_be_missing(tmp_path):
+    item = {"id": "f1", "question": "Lesquels ?", "answers": {"a": "Un", "c": "Trois", "b": "Deux"}, "correct_answers": ["c", "a"]}
+    write(tmp_path / "frenchmedmcqa/test.json", [item, item | {"type": "multiple"}])
+    exam = sources.load_exam(tmp_path, "frenchmedmcqa")
+    assert exam[0]["options"] == {"A": "Un", "B": "Deux", "C": "Trois"}
+    assert (exam[0]["answer_idx"], exam[0]["answer"], exam[1]["meta_info"]["type"]) == ("A,C", "Un, Trois", "multiple")
+    write(tmp_path / "frenchmedmcqa/test.json", [item | {"correct_answers": []}])
+    with pytest.raises(ValueError, match=r"test\.json, record 1, field 'correct_answers': no right answer among A, B, C"):
+        sources.load_exam(tmp_path, "frenchmedmcqa")
+
+
+def test_a_table_may_have_semicolons_and_a_byte_order_mark(tmp_path):
+    path = write(tmp_path / "healthfc/Datensatz.csv", "")
+    path.write_text("en_claim;de_claim;label;en_explanation\nIt, helps;Es hilft;0;Yes\n", encoding="utf-8-sig")
+    records = list(sources.read_records(tmp_path, "healthfc"))
+    assert [(r["id"], r["language"], r["text"], r["labels"]) for r in records] == [
+        ("healthfc-1", "en", "It, helps", ["supported"]), ("healthfc-de-1", "de", "Es hilft", ["supported"])]
+
+
+# --- bad records: stop, or skip and list ---
+
+def test_bad_records_are_skipped_and_listed(native):
+    """Line 3 is no JSON, line 5 has no right answer, line 7 repeats an id; the count is wrong, too."""
+    rows = [json.dumps(MEDMCQA | {"id": f"x{n}"}) for n in range(1, 10)]
+    rows[2], rows[4], rows[6] = '{"id', json.dumps(MEDMCQA | {"cop": 0}), json.dumps(MEDMCQA | {"id": "x1"})
+    write(native / MEDMCQA_FILE, "\n".join(rows))
+    problems = []
+    exam = sources.load_exam(native, "medmcqa", on_error="skip", problems=problems)
+    assert [item["id"] for item in exam] == ["medmcqa-x1", "medmcqa-x2", "medmcqa-x4", "medmcqa-x6", "medmcqa-x8", "medmcqa-x9"]
+    assert [next(part for part in ("line 3: broken JSON", "line 5, field 'cop'", "line 7: the id 'medmcqa-x1' occurs twice",
+                                   "6 records, 4,183 are published") if part in problem) for problem in problems]
+    assert len(problems) == 4
+
+
+def test_without_a_list_the_screen_is_told(native, capsys):
+    assert len(sources.load_exam(native, "medmcqa")) == 9
+    assert "medmcqa, split validation: 9 records, 4,183 are published" in capsys.readouterr().err
+
+
+def test_a_broken_file_among_good_ones_is_skipped_and_listed(native):
+    write(native / "medquad/6_NINDS_QA/0000002.xml", "<Document><QAPair>")
+    problems = []
+    assert len(sources.load_corpus(native, ["medquad"], on_error="skip", problems=problems)) == 1
+    assert "0000002.xml, line 1: broken XML" in problems[0]
+
+
+def test_records_in_another_form_are_named(native):
+    write(native / MEDMCQA_FILE, "[1, 2]")
+    with pytest.raises(ValueError, match=r"dev\.json, line 1, field 'question': a non-empty text is needed"):
+        sources.load_exam(native, "medmcqa")
+    write(native / "medlfqa_olaph/live_qa_test_MedLFQA.jsonl", '{"Question": "Why?", "Free_form_answer": 3}')
+    with pytest.raises(FileNotFoundError, match=r"medlfqa_olaph/healthsearch_qa_test\.jsonl is missing.*From: https"):
+        list(sources.read_records(native, "healthsearchqa"))
+
+
+def test_splits_are_read_by_name_and_have_ids_of_their_own(native):
+    write(native / "medmcqa_dev/data/train.json", json.dumps(MEDMCQA))
+    assert [item["id"] for item in sources.load_exam(native, "medmcqa", split="train")] == ["medmcqa-train-x1"]
+    assert len(sources.load_exam(native, "medmcqa")) == 9
+    assert len(list(sources.read_records(native, "medmcqa"))) == 10
+    assert [item["id"] for item in sources.load_exam(native, "pubmedqa", split="train")] == ["pubmedqa-train-111"]
+    with pytest.raises(ValueError, match="medmcqa: unknown split 'test'; there are validation, train"):
+        sources.load_exam(native, "medmcqa", split="test")
+
+
+# --- the hub: the same records through the same declarations ---
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands for the hub: {(id, configuration, split): rows}; every call must name the pinned revision and run no code."""
+    shelves, asked = {}, []
+
+    def load_dataset(path, name=None, *, split, revision):
+        asked.append((path, name, split, revision))
+        return shelves[path, name, split]
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return shelves, asked
+
+
+def test_native_records_from_the_hub_become_the_same_items(hub, native):
+    shelves, asked = hub
+    shelves["GBaker/MedQA-USMLE-4-options", None, "test"] = datasets.Dataset.from_list([MEDQA] * 9)
+    shelves["openlifescienceai/medmcqa", None, "validation"] = datasets.Dataset.from_list([MEDMCQA | {"id": f"x{n}"} for n in range(9)])
+    for name in ("medqa_us_4opt", "medmcqa"):
+        assert sources.load_exam("hub", name) == sources.load_exam(native, name)
+    assert all(len(revision) == 40 for *_, revision in asked)
+
+
+def test_class_labels_and_the_names_of_the_hub_are_understood(hub):
+    """MedMCQA's answer counts from 0 there, as a class label; PubMedQA has other names; MMLU has a list of choices."""
+    shelves, _ = hub
+    pmid = sorted((REPOSITORY / "lib/knowledge/pubmedqa_test.txt").read_text().split())[0]
+    labels = datasets.ClassLabel(names=["a", "b", "c", "d"])
+    rows = datasets.Dataset.from_list([MEDMCQA | {"cop": 3}])
+    shelves["openlifescienceai/medmcqa", None, "validation"] = rows.cast_column("cop", labels)
+    assert sources.load_exam("hub", "medmcqa")[0]["answer"] == "Axillary"
+    entry = {"pubid": int(pmid), "question": "Does it help?", "context": {"contexts": ["It was tried."], "labels": ["A"]},
+             "long_answer": "It does help.", "final_decision": "maybe"}
+    shelves["qiaojin/PubMedQA", "pqa_labeled", "train"] = datasets.Dataset.from_list([entry, entry | {"pubid": 1}])
+    (item,) = sources.load_exam("hub", "pubmedqa")
+    assert (item["id"], item["answer_idx"], item["context"], item["rationale"]) == (f"pubmedqa-{pmid}", "C", "It was tried.", "It does help.")
+    assert [item["id"] for item in sources.load_exam("hub", "pubmedqa", split="train")] == ["pubmedqa-train-1"]
+    assert [r["id"] for r in sources.load_corpus("hub", ["pubmedqa_abstracts"])] == ["pubmedqa_abstracts-1"]
+    question = {"question": "Which?", "choices": list("wxyz"), "answer": 2}
+    letters = datasets.ClassLabel(names=list("ABCD"))
+    for subject in sources.SOURCES["mmlu_medical"].entry["hub"]["splits"]["dev"]:
+        name = subject.split("/")[0]
+        shelves["cais/mmlu", name, "dev"] = datasets.Dataset.from_list([question | {"subject": name}]).cast_column("answer", letters)
+    exam = sources.load_exam("hub", "mmlu_medical", split="dev")
+    assert [item["answer"] for item in exam] == ["y"] * 6
+    assert exam[0]["meta_info"] == {"subject": "anatomy"}
+
+
+def test_a_bad_row_of_the_hub_is_named_and_a_set_without_rows_says_how_to_obtain_it(hub):
+    shelves, _ = hub
+    shelves["openlifescienceai/medmcqa", None, "validation"] = datasets.Dataset.from_list([MEDMCQA, MEDMCQA | {"id": "x2", "cop": 9}])
+    with pytest.raises(ValueError, match="openlifescienceai/medmcqa, validation, record 2, field 'cop': no right answer"):
+        sources.load_exam("hub", "medmcqa")
+    with pytest.raises(FileNotFoundError, match="mmedbench.*From: .*MMedBench.zip"):
+        sources.load_exam("hub", "mmedbench")
+    assert {"medqa_us_4opt", "medmcqa", "pubmedqa", "mmlu_medical", "pmc_llama_instructions"} <= set(sources.available("hub"))
+
+
+# --- the table on screen and the cards ---
+
+def test_the_table_of_what_is_there(native, capsys):
+    sources.main([str(native)])
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[0].split() == ["set", "split", "records", "expected", "seconds"]
+    assert [line.split()[:4] for line in lines if line.startswith("medmcqa ")] == [["medmcqa", "validation", "9", "4183"]]
+    assert "    medmcqa, split validation: 9 records, 4,183 are published; is the download complete?" in lines
+    for arguments in ([], [str(native / "nowhere")]):
+        with pytest.raises(SystemExit, match="usage: python -m lib.sources DATA_DIR"):
+            sources.main(arguments)
+
+
+def test_the_committed_cards_are_those_of_the_table(places):
+    sources.main(["--cards"])
+    written = (places / "results_root/data_cards.md").read_text()
+    assert written == sources.data_cards() == (REPOSITORY / "results/data_cards.md").read_text()
+    assert written.count("\n## ") == len(sources.SOURCES)
+    for word in ("Title", "Licence", "Citation", "Languages", "Records", "Restrictions", "Obtain"):
+        assert written.count(f"\n- **{word}:** ") == len(sources.SOURCES)
+
+
+# --- every set that is among the public files (counts: the README of the data folder) ---
+
+COUNTS = {
+    "medquad": 2646, "medical_meadow": 5942, "pubmedqa_abstracts": 1000, "hoc": 1852, "chatdoctor": 5452, "mts_dialog": 300,
+    "aci_bench": 60, "s2orc": 8, "s2orc_metadata": 1000, "pmc_oa": 8, "medqa_us_4opt": 1273, "medqa_us_5opt": 1273, "medmcqa": 4183,
+    "pubmedqa": 1000, "mmlu_medical": 1089 + 123 + 30, "headqa": 1366 + 1366 + 2742, "frenchmedmcqa": 2171 + 312, "igakuqa": 1200,
+    "rumeddanet": 1052 + 256, "casimedicos": 553 * 2,  # the README counts the cases of the paper, the files have five fewer
+    "liveqa": 104, "medicationqa": 690, "healthsearchqa": 3173,  # of 4,436 lines 1,263 are empty
+    "medlfqa": 967, "medquad_questions": 2646, "chatdoctor_instructions": 5452, "medical_meadow_instructions": 5942,
+    "super_natural_instructions": 338 + 43 + 43, "bc5cdr": 1000, "bc5cdr_sentences": 4581 + 4797, "ncbi_disease": 200,
+    "ncbi_disease_sentences": 923 + 940, "hoc_labels": 1852, "ebm_nlp": 191, "ebm_nlp_sentences": 1368, "meqsum": 1000, "healthfc": 750 * 2,
+    "icd10cm": 95358, "mts_dialog_notes": 300, "aci_bench_notes": 60}
+
+
+def test_every_public_set_loads_with_its_count_and_nothing_to_report(shared_data):
+    """Only MedQuAD is known to be there in part."""
+    counts, problems = {}, []
+    for row in sources.inventory(shared_data):
+        counts[row["set"]] = counts.get(row["set"], 0) + row["records"]
+        problems += row["problems"]
+    assert counts == COUNTS
+    assert [problem for problem in problems if not problem.startswith("medquad")] == []
+
+
+def test_public_exams_have_their_traps(shared_data):
+    igakuqa = {item["id"]: item for item in sources.load_exam(shared_data, "igakuqa")}
+    assert sum(not item["options"] for item in igakuqa.values()) == 7
+    assert sorted({len(item["options"]) for item in igakuqa.values()}) == [0, 5, 6, 8]
+    assert igakuqa["igakuqa-112B30"]["meta_info"]["accepted"] == ["A", "D"]
+    assert [sum(len(item["answer_idx"].split(",")) == number and item["options"] != {} for item in igakuqa.values()) for number in (1, 2, 3)] == [1015, 148, 30]
+    headqa = sources.load_exam(shared_data, "headqa")
+    assert sum(bool(item["meta_info"]["image"]) for item in headqa) == 67
+    french = sources.load_exam(shared_data, "frenchmedmcqa", split="train")
+    assert sum("," in item["answer_idx"] for item in french) == 2171 - 595
+    cases = sources.load_exam(shared_data, "casimedicos", split="train_en")
+    assert {len(item["options"]) for item in cases} == {4, 5}
+    assert all(item["rationale"] and item["question"] for item in cases)
+    questions = list(sources.read_records(shared_data, "liveqa"))
+    assert sum(len(question["references"]) for question in questions) == 167  # three of them below RefAnswer
+    for name, split in (("mmlu_medical", "test"), ("medqa_us_5opt", None), ("rumeddanet", "train")):
+        assert all(item["options"][item["answer_idx"]] == item["answer"] for item in sources.load_exam(shared_data, name, split=split))
+
+
+def test_public_entities_are_the_text_at_their_span(shared_data):
+    for name, kinds in (("bc5cdr", {"Chemical", "Disease"}), ("bc5cdr_sentences", {"Chemical", "Disease"}),
+                        ("ncbi_disease", {"DiseaseClass", "SpecificDisease", "CompositeMention", "Modifier"}), ("ncbi_disease_sentences", {"Disease"}),
+                        ("ebm_nlp", {"Participant", "Intervention", "Outcome"}), ("ebm_nlp_sentences", {"Participant", "Intervention", "Outcome"})):
+        entities = [(record["text"][entity["start"]:entity["end"]], entity) for record in sources.read_records(shared_data, name)
+                    for entity in record["entities"]]
+        assert {entity["type"] for _, entity in entities} == kinds
+        assert all(text == entity["text"] for text, entity in entities)
+    assert {label for record in sources.read_records(shared_data, "hoc_labels") for label in record["labels"]} >= {"Resisting cell death"}
+
+
+def test_public_papers_are_whole(shared_data):
+    for name in ("s2orc", "pmc_oa"):
+        papers = sources.load_corpus(shared_data, [name])
+        assert len(papers) == 8
+        assert all(len(paper["text"]) > 10_000 and paper["text"].count("\n") > 10 for paper in papers)
