@@ -4,7 +4,7 @@ import random
 
 import pandas as pd
 
-from lib import benchmarks, corpora, evaluation, instructions, models, reported, sources, statistics, training, world
+from lib import benchmarks, corpora, evaluation, generation, instructions, models, reported, sources, statistics, training, world
 from lib.results import append_row
 
 TABLE = world.read_yaml("ablations.yaml")  # the rows of PMC-LLaMA's Table 1, and what stands in for what with real data
@@ -136,7 +136,8 @@ def open_answer_table(folders, profile, *, seed=0):
     relation = _relation_exam(known, chosen, words)
     lines = []
     for name, folder in folders.items():
-        named = sum(term.casefold() in text.casefold() for term, text in zip(terms, evaluation.completions(folder, prompts)))
+        replies = generation.generate(*models.load_model(training.model_folder(folder)), prompts, max_new_tokens=48)
+        named = sum(term.casefold() in text.casefold() for term, text in zip(terms, replies))
         rows = evaluation.evaluate(folder, relation, methods=("loglikelihood",))
         for task, right, chance in (("reply to a patient", named, 0.0), ("relation of two concepts", int(evaluation.correct(rows).sum()), 1 / 6)):
             low, high = statistics.clopper_pearson(right, len(chosen))

@@ -76,11 +76,6 @@ def evaluate_endpoint(url, model, benchmark, *, cache, max_new_tokens=512):
                          f"({next(iter(problems.values()))}); the others are kept: run again")
     return [_row(benchmark, item, prompt) | _read_answer(benchmark, item, text) for item, prompt, text in zip(benchmark.items, prompts, texts)]
 
-def completions(folder, prompts, *, max_new_tokens=48):
-    """The greedy continuation of each prompt by a stage's model."""
-    model, tokenizer = load_model(training.model_folder(folder))
-    return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
-
 def correct(rows, method="loglikelihood"):
     """1 where the prediction is right, else 0 (unparsed answers are wrong), as an array in item order."""
     return np.array([row[METHODS[method]] == row["answer_idx"] for row in rows], dtype=float)

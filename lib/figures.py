@@ -63,12 +63,6 @@ def _number(value):
     """Three digits, thousands parted."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
-def _log(ax):
-    """A logarithmic x axis that writes 100 and 1,000, not powers of ten."""
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(lambda number, _: f"{number:,g}")
-    ax.xaxis.set_minor_formatter("")
-
 def _wrap(text, width=36):
     return "\n".join(textwrap.wrap(str(text), width, break_long_words=False)) or " "
 
@@ -185,7 +179,7 @@ def _spread(places, gap):
                 moved[lower], moved[upper] = moved[lower] - short / 2, moved[upper] + short / 2
     return moved
 
-def curves(frame, *, x, y, series, low=None, high=None, x_label, y_label, log_x=False, chance=None, title=None):
+def curves(frame, *, x, y, series, low=None, high=None, x_label, y_label, chance=None, title=None):
     """One line a series, its interval as a band, its name at its end."""
     y_label, factor = _scaled(y_label, frame[y].astype(float))
     fig, ax = plt.subplots(figsize=(WIDTH, 3.6))
@@ -200,8 +194,6 @@ def curves(frame, *, x, y, series, low=None, high=None, x_label, y_label, log_x=
         ends, look["chance"] = [*ends, ("chance", factor * chance)], PALE
     ax.set(xlabel=x_label, ylabel=y_label)
     ax.grid()
-    if log_x:
-        _log(ax)
     bottom, top = ax.get_ylim()
     gap = 0.052 * (top - bottom) * max(1 + _wrap(name, 26).count("\n") for name, _ in ends)
     for (name, end), at in zip(ends, _spread([end for _, end in ends], gap)):
@@ -247,7 +239,9 @@ def distributions(frame, *, value, group, axis, title=None):
     _rows(ax, [name for name, _ in groups], ylim=(len(groups) - 0.8, -0.95), xlabel=axis)
     ax.grid(axis="x")
     if log:
-        _log(ax)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(lambda number, _: f"{number:,g}")  # 100 and 1,000, not powers of ten
+        ax.xaxis.set_minor_formatter("")
     return _titled(fig, title)
 
 def heat_map(matrix, *, axis_label="accuracy", title=None):

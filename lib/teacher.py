@@ -25,7 +25,8 @@ def ask(prompts, *, url, model, cache, max_tokens=512, temperature=0.0, sample=0
     answer is appended as soon as it is there, so a rerun asks only for what is missing. sample: the number of a repeated draw at a temperature
     above 0. timeout: seconds for one try, slow dripping included. The key is read from the environment variable OPENAI_API_KEY. Raises Refused
     when the endpoint rejects the call itself; what was answered before stays in the cache."""
-    bodies = [_body(prompt, model, max_tokens, temperature) for prompt in prompts]
+    bodies = [{"model": model, "messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
+               "max_tokens": max_tokens, "temperature": temperature} for prompt in prompts]
     keys = [hashlib.sha256(json.dumps([url, body, sample], sort_keys=True).encode()).hexdigest()[:24] for body in bodies]
     known = {row["key"]: row["text"] for row in read_rows(cache)}
     missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in known}  # equal prompts are asked once
@@ -46,10 +47,6 @@ def ask(prompts, *, url, model, cache, max_tokens=512, temperature=0.0, sample=0
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [known.get(key) for key in keys], {number: reasons[key] for number, key in enumerate(keys) if key in reasons}
-
-def _body(prompt, model, max_tokens, temperature):
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": temperature}
 
 def _ask_once(url, body, timeout, tries):
     """(text, None) or (None, why the last try failed)."""

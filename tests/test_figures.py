@@ -55,7 +55,7 @@ EXAMPLES = {
         scores(), label="exam", value="accuracy", low="low", high="high", series="row", chance=0.25, title="A title"),
     "curves": lambda: figures.curves(
         lines(), x="tokens", y="score", series="model", low="low", high="high", x_label="tokens seen",
-        y_label="accuracy", log_x=True, chance=0.25, title="A title"),
+        y_label="accuracy", chance=0.25, title="A title"),
     "stacked_bars": lambda: figures.stacked_bars(
         parts(), label="language", part="source", value="tokens", axis="tokens (billions)", title="A title"),
     "distributions": lambda: figures.distributions(
