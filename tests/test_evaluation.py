@@ -471,7 +471,8 @@ def test_the_relation_exam_has_one_true_sentence():
 
 # --- letters, few-shot cases, the harness, an endpoint -------------------------------------------------------------------
 
-@pytest.mark.parametrize(("name", "form", "shape"), [("medqa_us_4opt", "medqa", "Llama"), ("medmcqa", "medmcqa", "Qwen2")])
+@pytest.mark.parametrize(("name", "form", "shape"), [("medqa_us_4opt", "medqa", "Llama"), ("medmcqa", "medmcqa", "Qwen2"),
+                                                  ("mmlu_medical", "mmlu", "Mistral")])
 def test_letters_score_as_in_the_harness(parrot, shared_data, tmp_path, name, form, shape):
     """lm-evaluation-harness on the same saved model and 250 real questions: the same log-likelihoods and the same choices."""
     from lm_eval.api.instance import Instance
