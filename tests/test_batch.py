@@ -24,7 +24,8 @@ def summary(capsys):
 
 def start_batch(*arguments):
     return subprocess.Popen([sys.executable, "-m", "lib.batch", *arguments], cwd=results.REPOSITORY,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's "&" would have it ignored
 
 
 def kernels(process):
