@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-import yaml
-
 from lib.results import results_root, write_atomically
+from lib.world import KNOWLEDGE, read_yaml
 
 TEXTS = ("web", "paper", "dialogue", "book", "general")  # kinds of training text
 KINDS = (*TEXTS, "exam", "question", "instruction", "annotation", "task")
-KNOWLEDGE = Path(__file__).resolve().parent / "knowledge"
 LANGUAGES = {"English": "en", "Chinese": "zh", "Japanese": "ja", "French": "fr", "Russian": "ru", "Spanish": "es"}
 TEST_PMIDS = frozenset((KNOWLEDGE / "pubmedqa_test.txt").read_text().split())  # the hub does not mark PubMedQA's test questions
 BAD = (ValueError, KeyError, TypeError, AttributeError, IndexError, ElementTree.ParseError, zipfile.BadZipFile)
@@ -188,11 +186,13 @@ def _filled(template, record, place):  # sources.yaml's templates: {field} must 
         return _value(record, template[1:-2])
     return re.sub(r"\{([^{}?]+)(\??)\}", lambda part: _need(record, part[1], place, part[2]), template)
 
-def tidy(text):  # one space where there are several, list items on lines of their own, no empty lines
+def tidy(text):
+    """One space where there are several, list items on lines of their own, no empty lines."""
     text = re.sub(r"\s{3}\s*- +", "\n- ", text)  # MedQuAD's lists have lost their line ends
     return "\n".join(line for line in (" ".join(part.split()) for part in text.split("\n")) if line)
 
-def detokenise(text):  # without the spaces that a tokeniser put around punctuation, as in HoC and ACI-Bench
+def detokenise(text):
+    """Without the spaces that a tokeniser put around punctuation, as in HoC and ACI-Bench."""
     text = re.sub(r"([(\[]) ", r"\1", re.sub(r" ([.,;:?!)\]%])", r"\1", text))
     return re.sub(r" (n't|'(?:s|re|ve|ll|d|m))\b", r"\1", text)
 
@@ -325,7 +325,8 @@ def read_records(data_dir, name, *, split=None, on_error="stop", problems=None):
     if problems is None and found:
         print(*found, sep="\n", file=sys.stderr)
 
-def available(data_dir):  # names of the sets whose folder is in data_dir, or that are on the hub
+def available(data_dir):
+    """Names of the sets whose folder is in data_dir, or that are on the hub."""
     return [name for name, source in SOURCES.items() if ("hub" in source.entry if data_dir == "hub" else (Path(data_dir) / source.folder).is_dir())]
 
 def load_corpus(data_dir, names=None, **how):
@@ -355,7 +356,8 @@ def split_documents(records, *, test_share, seed):
         parts[place < test_share].append(record)
     return parts
 
-def fingerprint(records):  # a hash of records or items in their order: 16 hexadecimal digits
+def fingerprint(records):
+    """A hash of records or items in their order: 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(list(records), sort_keys=True).encode()).hexdigest()[:16]
 
 def _declared(name, own):  # a set that is read in a second way (of: ..) takes what it does not say from the first
@@ -364,7 +366,7 @@ def _declared(name, own):  # a set that is read in a second way (of: ..) takes w
     said["files"] = tuple(split["files"] for split in entry["splits"].values())
     return Source(**{field: said[field] for field in Source.__annotations__})
 
-ENTRIES = yaml.safe_load((KNOWLEDGE / "sources.yaml").read_text(encoding="utf-8"))
+ENTRIES = read_yaml("sources.yaml")
 SOURCES = {name: _declared(name, own) for name, own in ENTRIES.items()}
 
 def inventory(data_dir):  # a line for each set and split that is there: set, split, records, expected, seconds, problems
