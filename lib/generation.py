@@ -1,7 +1,6 @@
 """Batched answers and log-likelihoods of a causal language model on this machine."""
 
 import copy
-import inspect
 import itertools
 import os
 import re
@@ -13,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from lib.corpora import IGNORE_INDEX, encode
+from lib.models import decoder_arguments
 
 LOGITS_CHUNK = 1024  # positions whose float32 logits exist at one time
 CPU_TOKENS = 1024    # tokens read in one batch on a processor: more fall out of its cache (measured, 1.3x to 1.5x)
@@ -30,7 +30,7 @@ def option_loglikelihoods(model, tokenizer, requests, *, tokens_per_batch=None, 
     contexts, options = _encode_requests(model, tokenizer, requests, prefix)
     shared = len(os.path.commonprefix([context[:-1] for context in contexts]))  # the last token predicts: it stays
     shared = shared if shared >= SHARED_TOKENS else 0
-    takes, config = _prepare(model), model.config.get_text_config()
+    takes, config = decoder_arguments(model), model.config.get_text_config()
     dense = getattr(config, "sliding_window", None) is None and config._attn_implementation in ("sdpa", "eager")
     together = dense and "position_ids" in takes  # else (windows, flash attention, ALiBi) a row for each option
     rows = [(context[shared:], part) for context, own in zip(contexts, options, strict=True)
@@ -100,7 +100,7 @@ def perplexity(model, packed, *, rows_per_batch=16):
     """Mean negative log-likelihood per label in nats (perplexity is its exp), and the number of labels, of a Packed.
     Documents in a row do not see each other: with no attention mask, no cache and restarting position ids, transformers
     builds the document mask itself. Raises ValueError without any label, or for a model that takes no position ids."""
-    if "position_ids" not in _prepare(model):
+    if "position_ids" not in decoder_arguments(model):
         raise ValueError(f"{type(model).__name__} takes no position ids: packed documents would see each other")
     total, count = 0.0, 0
     for start in range(0, len(packed.input_ids), rows_per_batch):
@@ -197,14 +197,6 @@ def _read(model, ids, mask=None, cache=None):
     """A pass that fills the cache, with logits (batch, 1, vocabulary) after the last token; padding is on the left."""
     positions = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
     return model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-def _prepare(model):
-    """Turn dropout off; what the decoder takes. ValueError if more than the output layer makes the logits (Gemma 2)."""
-    decoder, ids = model.eval().get_decoder(), torch.ones(1, 1, dtype=torch.long, device=model.device)
-    own = model.get_output_embeddings()(decoder(ids).last_hidden_state)
-    if not torch.allclose(model(ids).logits, own, rtol=1e-3, atol=1e-3):
-        raise ValueError(f"{type(model).__name__} changes the logits after its output layer: it cannot be scored here")
-    return inspect.signature(decoder.forward).parameters
 
 def _pad(rows, side, device, fill=0):
     return pad_sequence([torch.tensor(row) for row in rows], True, fill, side).to(device)

@@ -42,6 +42,7 @@ class Profile:
     base_learning_rate: float    # peak
     injection_learning_rate: float
     tuning_learning_rate: float
+    lora_learning_rate: float
     book_copies: int             # textbooks; each has a chapter on every disease
     papers: int                  # journal articles
     web_pages: int
@@ -69,19 +70,19 @@ PROFILES = {
     "smoke": Profile(
         "smoke", {"2M": TINY, "5M": TINY}, ("en",), number_of_diseases=16, sequence_length=128, tuning_length=384,
         tokens_per_step=2_560, micro_batch_tokens=2_560, base_tokens=5_120, injection_tokens=10_240, tuning_epochs=1, base_learning_rate=3e-3,
-        injection_learning_rate=3e-3, tuning_learning_rate=1e-3, book_copies=1, papers=20, web_pages=20, general_pages=30,
+        injection_learning_rate=3e-3, tuning_learning_rate=1e-3, lora_learning_rate=3e-3, book_copies=1, papers=20, web_pages=20, general_pages=30,
         training_questions=24, test_items=12, checkpoint_steps=2, curve_points=2),
     "small": Profile(
         "small", {"2M": TWO_MILLION, "5M": FIVE_MILLION}, ("en",), number_of_diseases=70, sequence_length=128, tuning_length=256,
         tokens_per_step=2_560, micro_batch_tokens=2_560, base_tokens=300_000, injection_tokens=1_200_000, tuning_epochs=2, base_learning_rate=2e-3,
-        injection_learning_rate=3e-3, tuning_learning_rate=2e-4, book_copies=6, papers=800, web_pages=300, general_pages=1500,
-        training_questions=300, test_items=300, checkpoint_steps=60, curve_points=8),
+        injection_learning_rate=3e-3, tuning_learning_rate=2e-4, lora_learning_rate=2e-3, book_copies=6, papers=800, web_pages=300,
+        general_pages=1500, training_questions=300, test_items=300, checkpoint_steps=60, curve_points=8),
     # A GPU node; BASE_MODEL in the notebook's parameters replaces the default model.
     "full": Profile(
         "full", {"8B": "meta-llama/Meta-Llama-3-8B"}, ("en",), number_of_diseases=140, sequence_length=2048, tuning_length=2048,
         tokens_per_step=655_360, micro_batch_tokens=8_192, base_tokens=0, injection_tokens=1_000_000_000, tuning_epochs=3, base_learning_rate=3e-4,
-        injection_learning_rate=2e-5, tuning_learning_rate=2e-5, book_copies=60, papers=20_000, web_pages=20_000, general_pages=20_000,
-        training_questions=10_000, test_items=1_000, checkpoint_steps=200, curve_points=8),
+        injection_learning_rate=2e-5, tuning_learning_rate=2e-5, lora_learning_rate=2e-5, book_copies=60, papers=20_000,
+        web_pages=20_000, general_pages=20_000, training_questions=10_000, test_items=1_000, checkpoint_steps=200, curve_points=8),
 }
 
 def get_profile(name):

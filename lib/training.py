@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lib.corpora import IGNORE_INDEX, rows_of_step
-from lib.models import (best_device, count_parameters, load_model, model_fingerprint, new_model,
+from lib.models import (add_lora, best_device, count_parameters, decoder_arguments, load_model, model_fingerprint, new_model,
                         training_flops_per_token)
 from lib.results import REPOSITORY, write_atomically
 
@@ -45,6 +45,7 @@ class Stage:
     precision: str = "auto"          # auto | float32 | bfloat16 (weights kept in float32 either way)
     checkpoint_steps: int = 100
     keep_steps: tuple = ()           # steps after which a model is kept for curves
+    lora_rank: int = 0               # 0 trains every weight; else alpha, dropout and targets of models.add_lora
 
 def runs_root():
     """The folder of all trained stages: $RUNS_ROOT, else <repository>/runs."""
@@ -122,17 +123,21 @@ def train_base(profile, size, prepared, *, seed=0, base_model=""):
 def inject(profile, size, base, mixture, *, name, seed=0):
     """Continued pre-training (PMC-LLaMA stage 1, knowledge injection) on a mixture of corpora.mixed."""
     packed = next(iter(mixture.values()))[0]
-    # The 5M model takes a higher rate than the 2M one: at 1.2, 2.4 and 4.0e-3 it ended with a recall of 0.47, 0.89 and 0.96.
+    # The 5M model takes a higher rate than the 2M one: in trials at 1.2, 2.4 and 4.0e-3 it learned more with every step up.
     rate = profile.injection_learning_rate * getattr(profile.models.get(size), "learning_rate_scale", 1.0)
     stage = _stage(profile, f"inject-{name}-{size}", profile.injection_tokens, packed, rate, seed)
     points = {round(stage.steps * (i + 1) / profile.curve_points) for i in range(profile.curve_points)}
     return train(replace(stage, keep_steps=tuple(sorted(points))), mixture, base=model_folder(base))
 
-def tune(profile, base, packed, *, name, seed=0):
-    """Instruction tuning (PMC-LLaMA stage 2): whole passes over packed examples, only responses are learned."""
+def tune(profile, base, packed, *, name, seed=0, lora_rank=0):
+    """Instruction tuning (PMC-LLaMA stage 2): whole passes over packed examples, only responses are learned.
+
+    lora_rank: 0 tunes every weight, else LoRA adapters of that rank (MMedLM's parameter-efficient fine-tuning: 16).
+    """
     tokens = packed.input_ids.size * profile.tuning_epochs
-    stage = _stage(profile, re.sub(r"[^\w.]+", "-", name), tokens, packed, profile.tuning_learning_rate, seed)
-    return train(stage, {"instructions": (packed, 1)}, base=model_folder(base))
+    rate = profile.lora_learning_rate if lora_rank else profile.tuning_learning_rate
+    stage = _stage(profile, re.sub(r"[^\w.]+", "-", name), tokens, packed, rate, seed)
+    return train(replace(stage, lora_rank=lora_rank), {"instructions": (packed, 1)}, base=model_folder(base))
 
 def model_folder(stage_folder):
     """The model of a stage folder; a hub name or a plain model folder is returned as it is."""
@@ -150,20 +155,26 @@ def _stage(profile, name, tokens, packed, learning_rate, seed):
 
 def _run(stage, mixture, base, tokenizer, folder, progress):
     model, tokenizer = _base_model(base, tokenizer, stage.seed)
+    if "position_ids" not in decoder_arguments(model):
+        raise ValueError(f"{type(model).__name__} takes no position ids: packed documents would see each other")
+    if stage.lora_rank:
+        model = add_lora(model, rank=stage.lora_rank, seed=stage.seed)
+        model.peft_config["default"].base_model_name_or_path = str(base)
     device, reduced = best_device(), stage.precision == "bfloat16"
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # The optimizer works on float32 masters; the model computes in bfloat16 where the hardware is fast at it.
-    masters = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
+    masters = [weight.detach().float().clone().requires_grad_() for weight in weights]
     optimizer = torch.optim.AdamW(masters, lr=0.0, betas=(0.9, stage.beta2), weight_decay=stage.weight_decay, fused=True)
     first = _resume(folder, masters, optimizer)
     if reduced:
         model.to(torch.bfloat16)
-    weights = list(model.parameters())
     _copy(masters, weights)
     model.train()
     flops = _flops_per_token(model, mixture)
     peak = matmul_peak(stage.precision)
     for step in range(first, stage.steps):
         start = time.perf_counter()
+        torch.manual_seed(stage.seed * 1_000_003 + step)  # dropout is a function of seed and step: a resumed run draws the same
         batch = global_batch(step, stage, mixture, device)
         loss = _step(model, weights, masters, batch, stage)
         rate = learning_rate(step, stage)
@@ -205,10 +216,10 @@ def loss_sum(model, input_ids, labels, position_ids):
 
     With no attention mask and restarting position ids transformers masks every document from the others.
     """
-    hidden = model.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+    hidden = model.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
     targets = labels[:, 1:]
     wanted = targets != IGNORE_INDEX
-    return LinearCrossEntropy.apply(hidden[:, :-1][wanted], model.lm_head.weight, targets[wanted])
+    return LinearCrossEntropy.apply(hidden[:, :-1][wanted], model.get_output_embeddings().weight, targets[wanted])
 
 class LinearCrossEntropy(torch.autograd.Function):
     """Output projection and summed cross-entropy in one pass, in chunks, gradients formed in the forward pass.
@@ -220,7 +231,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets):
         vocabulary, total = weight.shape[0], torch.zeros((), device=hidden.device)
-        hidden_gradient, weight_gradient = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+        hidden_gradient, learned = torch.empty_like(hidden), ctx.needs_input_grad[1]
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if learned else None
         logits = torch.empty(LOSS_CHUNK, vocabulary, dtype=hidden.dtype, device=hidden.device)  # reused: no new pages per chunk
         chances = torch.empty(LOSS_CHUNK, vocabulary, dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], LOSS_CHUNK):
@@ -232,14 +244,15 @@ class LinearCrossEntropy(torch.autograd.Function):
             p.scatter_add_(1, target, p.new_full((len(part), 1), -1.0))  # softmax - one_hot: the gradient of the logits
             z.copy_(p)
             torch.mm(z, weight, out=hidden_gradient[start:start + LOSS_CHUNK])
-            weight_gradient += z.T @ part
-        ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype))
+            if learned:
+                weight_gradient += z.T @ part
+        ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype) if learned else None)
         return total
 
     @staticmethod
     def backward(ctx, gradient):
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * gradient.to(hidden_gradient.dtype), weight_gradient * gradient.to(weight_gradient.dtype), None
+        return *(part if part is None else part * gradient.to(part.dtype) for part in (hidden_gradient, weight_gradient)), None
 
 def _update(optimizer, masters, weights, rate, clip):
     torch.nn.utils.clip_grad_norm_(masters, clip)
@@ -277,9 +290,9 @@ def matmul_peak(precision):
     return matmul_rate(dtype=getattr(torch, precision))
 
 def _flops_per_token(model, mixture):
-    config, sequence = model.config, next(iter(mixture.values()))[0].input_ids.shape[1]
+    config, sequence = model.config.get_text_config(), next(iter(mixture.values()))[0].input_ids.shape[1]
     return training_flops_per_token(count_parameters(model), layers=config.num_hidden_layers, hidden_size=config.hidden_size,
-                                    sequence_length=sequence)
+                                    sequence_length=sequence, frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad))
 
 def _log(folder, step, row, stage, progress):
     with open(folder / "metrics.jsonl", "a") as stream:
@@ -330,15 +343,19 @@ def _resume(folder, masters, optimizer):
     return done
 
 def _save_weights(folder, model, tokenizer, masters):
-    """The float32 weights as a Hugging Face model folder, moved into place whole."""
+    """The float32 weights as a Hugging Face model folder, of LoRA the adapter alone; moved into place whole."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
-    names = {id(weight): i for i, weight in enumerate(model.parameters())}
-    state = {name: masters[names[id(weight)]].detach() for name, weight in model.named_parameters(remove_duplicate=True)}
-    model.save_pretrained(temporary, state_dict=state)
-    config = json.loads((temporary / "config.json").read_text()) | {"dtype": "float32"}  # as saved, not as computed
-    write_atomically(temporary / "config.json", json.dumps(config, indent=2) + "\n")
+    learned = (name for name, weight in model.named_parameters() if weight.requires_grad)
+    model.save_pretrained(temporary, state_dict={name: master.detach() for name, master in zip(learned, masters, strict=True)})
+    path = temporary / ("config.json" if (temporary / "config.json").exists() else "adapter_config.json")
+    config = json.loads(path.read_text())
+    if path.name == "config.json":
+        config["dtype"] = "float32"  # as saved, not as computed
+    elif Path(config["base_model_name_or_path"]).is_dir():  # so that runs/ can be moved
+        config["base_model_name_or_path"] = os.path.relpath(config["base_model_name_or_path"], folder)
+    write_atomically(path, json.dumps(config, indent=2) + "\n")
     tokenizer.save_pretrained(temporary)
     os.replace(temporary, folder)
 

@@ -21,11 +21,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM,
+                          MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM)
 
 from lib import training
 from lib.corpora import IGNORE_INDEX, encode, pack_documents, pack_examples, train_tokenizer
-from lib.models import load_model, new_model
+from lib.generation import option_loglikelihoods
+from lib.models import load_model, model_fingerprint, new_model
 from lib.profiles import Architecture
 from lib.training import (LinearCrossEntropy, Stage, describe_stage, global_batch, kept_models, learning_rate, loss_sum, model_folder,
                           read_metrics, runs_root, stage_key, train)
@@ -78,8 +80,8 @@ def weights(folder):
     return load_file(Path(folder) / "model" / "model.safetensors")
 
 
-def bits(folder):
-    return (Path(folder) / "model" / "model.safetensors").read_bytes()
+def bits(folder, name="model"):
+    return (Path(folder) / "model" / f"{name}.safetensors").read_bytes()
 
 
 def untimed(folder):
@@ -502,6 +504,106 @@ def test_nothing_that_is_written_is_a_pickle(tokenizer):
             assert load_file(path)
         else:
             assert "\0" not in path.read_text(encoding="utf-8"), "text only"
+
+
+# --- LoRA and other architectures --------------------------------------------------------------------------------------
+
+SHAPES = {"llama": (LlamaForCausalLM, LlamaConfig, {}), "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+          "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 6, "num_key_value_heads": 1})}
+
+
+def saved_model(tokenizer, folder, shape="llama"):
+    """A random checkpoint of another architecture, as a Hugging Face folder with its tokenizer."""
+    kind, config, more = SHAPES[shape]
+    torch.manual_seed(3)
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64}
+    kind(config(vocab_size=300, max_position_embeddings=64, **settings | more)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def state(folder):
+    return load_model(folder, device="cpu")[0].state_dict()
+
+
+def test_lora_changes_the_adapted_weights_alone(tokenizer, tmp_path):
+    """What is saved is the adapter; loaded, the weights are W + (alpha / rank) B A of the two projections, and W elsewhere."""
+    base = saved_model(tokenizer, tmp_path / "base")
+    folder = trained(tokenizer, base=base, lora_rank=4)
+    adapter = load_file(folder / "model" / "adapter_model.safetensors")
+    assert not (folder / "model" / "model.safetensors").exists()
+    before, after = state(base), state(folder / "model")
+    assert set(before) == set(after)
+    for name, weight in before.items():
+        stem = "base_model.model." + name.removesuffix(".weight")
+        if "q_proj" in name or "v_proj" in name:
+            update = 32 / 4 * adapter[f"{stem}.lora_B.weight"] @ adapter[f"{stem}.lora_A.weight"]
+            assert update.abs().max() > 1e-3, "nothing was learned"
+            torch.testing.assert_close(after[name], weight + update, rtol=1e-4, atol=1e-6)
+        else:
+            assert torch.equal(after[name], weight), name
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_lora_goes_on_where_it_was_stopped(tokenizer, tmp_path, monkeypatch, precision):
+    """Dropout draws the same after a stop, so the adapter of a resumed run is that of one that ran through, bit by bit."""
+    base = saved_model(tokenizer, tmp_path / "base")
+    through = trained(tokenizer, base=base, steps=12, lora_rank=4, precision=precision)
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "stopped" / "runs"))
+    with pytest.raises(KeyboardInterrupt):
+        stopped(tokenizer, base=base, after=3, lora_rank=4, precision=precision)
+    again = trained(tokenizer, base=base, steps=12, lora_rank=4, precision=precision)
+    assert again != through
+    assert untimed(again) == untimed(through)
+    assert bits(again, "adapter_model") == bits(through, "adapter_model")
+
+
+def test_an_adapter_is_named_after_its_base_and_found_where_the_runs_are_moved(tokenizer, tmp_path, monkeypatch):
+    base = saved_model(tokenizer, tmp_path / "runs" / "one" / "model")
+    folder = trained(tokenizer, base=base, lora_rank=4)
+    print_before, weights_before = model_fingerprint(folder / "model"), state(folder / "model")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / folder.name / "model"
+    assert model_fingerprint(moved) == print_before
+    assert all(torch.equal(weight, weights_before[name]) for name, weight in state(moved).items())
+    other = tmp_path / "moved" / "one" / "model" / "model.safetensors"
+    tensors_of = load_file(other)
+    safetensors.torch.save_file({name: tensor + 1 for name, tensor in tensors_of.items()}, other, metadata={"format": "pt"})
+    assert model_fingerprint(moved) != print_before, "another base is another model"
+
+
+def test_lora_teaches_another_answer(tokenizer, tmp_path):
+    """A model answers 7 to four prompts and 8 to four others; after LoRA with the answers exchanged it answers the other way round."""
+    prompts, usual, exchanged = [[10 + i, 40 + i] for i in range(8)], [7] * 4 + [8] * 4, [8] * 4 + [7] * 4
+    first, second = (pack_examples([(p, [answer, 2]) for p, answer in zip(prompts, wanted)], LENGTH) for wanted in (usual, exchanged))
+    full = trained(tokenizer, mixture={"a": (first, 1)}, steps=60)
+    lora = trained(tokenizer, mixture={"a": (second, 1)}, base=full / "model", steps=60, lora_rank=8, peak_learning_rate=3e-2)
+
+    def answers(folder):
+        model = load_model(folder / "model", device="cpu")[0]
+        return model(torch.tensor(prompts)).logits[:, -1].argmax(-1).tolist()
+    assert answers(full) == usual
+    assert answers(lora) == exchanged
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_saved_checkpoint_is_trained_whatever_its_architecture(tokenizer, tmp_path, shape, rank):
+    """The first loss is transformers' own (an untrained adapter changes nothing); the stage's model loads and scores."""
+    base, document = saved_model(tokenizer, tmp_path / shape, shape), [5, 6, 7, 8, 9]
+    packed = pack_documents([document], 8, bos=1, eos=2)
+    folder = trained(tokenizer, mixture={"a": (packed, 1)}, base=base, lora_rank=rank, steps=2, rows_per_step=1, micro_batch_size=1)
+    with torch.no_grad():
+        logits = load_model(base, device="cpu")[0](torch.tensor([[1, *document, 2]])).logits
+    assert read_metrics(folder)[0]["loss"] == pytest.approx(float(cross_entropy(logits[0, :-1], torch.tensor([*document, 2]))), rel=1e-4)
+    assert option_loglikelihoods(*load_model(folder / "model", device="cpu"), [("1 2", [" 3", " 0 1"])])[0].shape == (2, 2)
+
+
+def test_a_model_that_cannot_keep_documents_apart_is_refused(tokenizer, tmp_path):
+    BloomForCausalLM(BloomConfig(vocab_size=300, hidden_size=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "bloom")
+    tokenizer.save_pretrained(tmp_path / "bloom")
+    with pytest.raises(ValueError, match="BloomForCausalLM takes no position ids"):
+        trained(tokenizer, base=tmp_path / "bloom")
 
 
 # --- going on after a stop -------------------------------------------------------------------------------------------
