@@ -49,6 +49,27 @@ def training_items(profile, data_dir="", *, seed=0):
         found += random.Random(f"training {exam.name} {seed}").sample(left, min(len(left), 2 * profile.training_questions))
     return found
 
+def language_models(profile, data_dir="", *, base_model="", seed=0):
+    """(tokenizer, {corpus: stage folder}): the base model, and after the same tokens of an English and of a six-language corpus (MMedLM).
+    The real files hold corpora in English only: with them there is no six-language model."""
+    size, mixture = profile.sizes[0], "public" if data_dir else "papers_books"
+    raw = corpora.load_sources(profile, data_dir, languages=world.LANGUAGES, seed=seed)
+    whole = corpora.prepare(raw, profile, tokenizer=models.load_tokenizer(base_model))
+    english = {source: [record for record in records if source == "general" or record["language"] == "en"] for source, records in raw.items()}
+    texts = {"English corpus": corpora.prepare(english, profile, tokenizer=whole.tokenizer)} | ({} if data_dir else {"six languages": whole})
+    base = training.train_base(profile, size, whole, seed=seed, base_model=base_model)
+    return whole.tokenizer, {"base": base} | {name: training.inject(profile, size, base, corpora.mixed(prepared, mixture), seed=seed,
+                                                                    name=name.replace(" ", "-")) for name, prepared in texts.items()}
+
+def fine_tuned(profile, folders, items, tokenizer, *, seed=0):
+    """{"model · setting": stage folder} of every model zero-shot, after LoRA (rank 16, as MMedLM) and after full fine-tuning on the items."""
+    packed = instructions.pack_records(instructions.answer_and_rationale_records(items), tokenizer, profile.tuning_length)
+    found = {f"{name} · zero-shot": folder for name, folder in folders.items()}
+    for setting, rank in (("LoRA", 16), ("full", 0)):
+        found |= {f"{name} · {setting}": training.tune(profile, folder, packed, name=f"{setting}-{name}", seed=seed, lora_rank=rank)
+                  for name, folder in folders.items()}
+    return found
+
 def instruction_sources(profile, data_dir="", *, seed=0):
     """{source: records}: task answers alone, rationale questions, dialogue, knowledge graph, and rationale under one fixed wording."""
     items = training_items(profile, data_dir, seed=seed)

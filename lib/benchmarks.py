@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lib.instructions import ZERO_SHOT_INSTRUCTION, exam_record, render_prompt
-from lib.world import wordings
+from lib.sources import LANGUAGES
+from lib.world import read_yaml, wordings
 
 ITEM_FIELDS = ("id", "question", "options", "answer_idx")
 LETTER_RULE = re.compile(r"(?i)OPTION ([A-Z]) IS CORRECT")
@@ -32,9 +33,14 @@ class Benchmark:
     description: str = ""  # stands before everything
 
     @property
+    def several(self):
+        """Whether any item has more than one right option; then every item is asked as one that may have."""
+        return any("," in item["answer_idx"] for item in self.items)
+
+    @property
     def chance(self):
-        """The expected accuracy of guessing: the mean of 1 / number of options."""
-        return sum(1 / len(item["options"]) for item in self.items) / len(self.items)
+        """The expected accuracy of guessing: the mean of 1 / number of options, or of non-empty sets of them."""
+        return sum(1 / (2 ** len(item["options"]) - 1 if self.several else len(item["options"])) for item in self.items) / len(self.items)
 
     @property
     def fingerprint(self):
@@ -68,12 +74,9 @@ class Form:
     option: str = "{letter}. {text}"
     answer: str = " {letter}"
     context: str = "{context}\n"  # where there is one
+    between: str = "\n"  # two options
 
-# The forms of lm-evaluation-harness (tasks medqa_4options, medmcqa and mmlu), and Med-PaLM 2's (appendix A.10).
-FORMS = {"medqa": Form("Question: {context}{question}\n{options}\nAnswer:"),
-         "medmcqa": Form("Question: {context}{question}\nChoices:\n{options}\nAnswer:"),
-         "mmlu": Form("{context}{question}\n{options}\nAnswer:"),
-         "med_palm_2": Form("Question: {context}{question}\n{options}\nAnswer:", "({letter}) {text}", "({letter})")}
+FORMS = {name: Form(**form) for name, form in read_yaml("prompts.yaml")["forms"].items()}
 
 def make_letter_exam(name, items, *, form="mmlu", cases=(), description="", extraction="any_letter_v1"):
     """A benchmark whose scored text is the letter of an option, in one of FORMS, zero-shot or after solved cases.
@@ -90,9 +93,10 @@ def make_letter_exam(name, items, *, form="mmlu", cases=(), description="", extr
         "", {letter: layout.answer.format(letter=letter) for letter in item["options"]}), extraction, solved, description)
 
 def _printed(layout, item):
-    options = "\n".join(layout.option.format(letter=letter, text=text) for letter, text in item["options"].items())
+    options = layout.between.join(layout.option.format(letter=letter, text=text) for letter, text in item["options"].items())
     context = layout.context.format(context=item["context"]) if item.get("context") else ""
-    return layout.case.format(question=item["question"].strip(), options=options, context=context)
+    language = next(name for name, code in LANGUAGES.items() if code == item.get("language", "en"))
+    return layout.case.format(question=item["question"].strip(), options=options, context=context, language=language)
 
 def few_shot_cases(items, number, *, seed):
     """`number` items of a training split, drawn by seed; ValueError where there are fewer.

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import random
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +41,22 @@ def score_items(model, tokenizer, benchmark, items, methods=tuple(METHODS), max_
         asked = [benchmark.options(item) for item in items]
         requests = [(prompt + stem, list(options.values())) for prompt, (stem, options) in zip(prompts, asked)]
         for row, item, scores in zip(rows, items, option_loglikelihoods(model, tokenizer, requests)):
-            letters = list(item["options"])
-            row["loglikelihood"] = {letter: round(float(score), 4) for letter, score in zip(letters, scores[:, 0])}
-            row["predicted_loglikelihood"] = letters[int(np.argmax(scores[:, 0]))]
+            row["loglikelihood"] = {letter: round(float(score), 4) for letter, score in zip(item["options"], scores[:, 0])}
+            row["predicted_loglikelihood"] = likeliest(row["loglikelihood"], several=benchmark.several)
     if "generation" in methods:
         for row, item, text in zip(rows, items, generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)):
             row |= _read_answer(benchmark, item, text)
     return rows
+
+def likeliest(scores, *, several=False):
+    """The option of highest log-likelihood or, where several may be right, all that get more than an even share of the probability.
+    >>> likeliest({"A": -3.0, "B": -1.0, "C": -1.2}), likeliest({"A": -3.0, "B": -1.0, "C": -1.2}, several=True)
+    ('B', 'B,C')
+    """
+    best = max(scores, key=scores.get)
+    total = sum(math.exp(score - scores[best]) for score in scores.values())
+    likely = [letter for letter, score in scores.items() if math.exp(score - scores[best]) > total / len(scores)]
+    return ",".join(likely or [best]) if several else best
 
 def fitted_prompts(benchmark, items, tokenizer, room):
     """The prompt of each item after as many solved cases as fit into `room` tokens; the last cases are left out first."""
@@ -105,9 +115,9 @@ def compare(rows_a, rows_b, *, method="loglikelihood", seed=0):
         raise ValueError("two models can be compared only on the same items in the same order")
     return statistics.paired_difference(correct(rows_a, method), correct(rows_b, method), seed=seed, clusters=[row["fact"] for row in rows_a])
 
-def score_table(folders, exams, *, method="loglikelihood"):
+def score_table(folders, exams, *, method="loglikelihood", methods=tuple(METHODS)):
     """One line a model and exam. folders: {model name: stage folder}; exams: list of Benchmark."""
-    return pd.DataFrame([{"model": name, "exam": exam.name} | accuracy_row(evaluate(folder, exam), method=method, chance=exam.chance)
+    return pd.DataFrame([{"model": name, "exam": exam.name} | accuracy_row(evaluate(folder, exam, methods=methods), method=method, chance=exam.chance)
                          for name, folder in folders.items() for exam in exams])
 
 def world_exams(profile, *, part="test", language="en", seed=0, items=None):
@@ -125,6 +135,65 @@ def exams(profile, data_dir="", *, seed=0, template="short"):
     items = ({name: sources.load_exam(data_dir, name, items=profile.test_items, seed=seed) for name in ("medqa_us_4opt", "medmcqa", "pubmedqa")}
              if data_dir else world_exams(profile, seed=seed))
     return [benchmarks.make_exam(name, some, template=template) for name, some in items.items()]
+
+# The exam of each language has the form of its part of MMedBench: MedQA, its Mainland part, IgakuQA, FrenchMedMCQA, RuMedDaNet, HEAD-QA.
+OWN_FORMS = {"en": (world.vignette_exam, {}), "zh": (world.vignette_exam, {"options": 5}), "ja": (world.several_answers_exam, {}),
+             "fr": (world.several_answers_exam, {}), "ru": (world.yes_no_exam, {}), "es": (world.vignette_exam, {})}
+
+def language_items(profile, data_dir="", *, part="test", seed=0):
+    """{"exam language": items}: recall and one exam of its own form for each of six languages, or all exams that `data_dir` holds."""
+    if data_dir:
+        return _public_items(profile, data_dir, part, seed)
+    known, found = world.load_world(number_of_diseases=profile.number_of_diseases), {}
+    diseases, seed = world.split_diseases(known, test_share=0.6)[part == "test"], 1000 * (part == "test") + seed
+    number = profile.test_items if part == "test" else profile.training_questions
+    for language, (own, more) in OWN_FORMS.items():
+        made = [world.recall_exam(known, language, diseases, items=number, seed=seed),
+                own(known, language, diseases, items=number // 2, seed=seed, **more)]
+        found |= {f"{items[0]['exam']} {language}": items for items in made}
+    return found
+
+def _public_items(profile, data_dir, part, seed):
+    """A sample of each exam and language that is there, test split before validation split; items without options are left out."""
+    found = {}
+    for name in (name for name in sources.available(data_dir) if sources.SOURCES[name].kind == "exam"):
+        splits = sources.splits(data_dir, name)
+        for language in {sources.SOURCES[name].splits[split].get("language", sources.SOURCES[name].languages[0]) for split in splits}:
+            own = [split for split in splits if sources.SOURCES[name].splits[split].get("language", language) == language]
+            test, validation, train = ([split for split in own if split.startswith(start)] for start in ("test", "validation", "train"))
+            read = train if part == "train" else test or validation or own
+            items = [item for split in read for item in sources.load_exam(data_dir, name, split=split) if item["answer_idx"]]
+            if items:
+                number = min(len(items), profile.test_items if part == "test" else profile.training_questions)
+                found[f"{name} {language}"] = random.Random(f"{name} {seed}").sample(items, number)
+    return found
+
+def topic(item):
+    """What a question is about: the subject that its exam names, or the attribute that it asks for."""
+    about = item.get("meta_info", {})
+    named = next((about[field] for field in ("subject_name", "subject", "category", "meta_info") if about.get(field)), None)
+    return named or about.get("fact", "not named").rpartition(".")[2]
+
+def topic_table(folders, exams):
+    """Accuracy by topic, all exams together: one line a model and topic."""
+    lines = []
+    for name, folder in folders.items():
+        pairs = [(topic(item), row) for exam in exams for item, row in zip(exam.items, evaluate(folder, exam, methods=("loglikelihood",)))]
+        lines += [{"model": name, "topic": each} | accuracy_row([row for about, row in pairs if about == each])
+                  for each in dict.fromkeys(about for about, _ in pairs)]
+    return pd.DataFrame(lines)
+
+def averages(table):
+    """Per model the mean over exams (macro, interval from the exams' binomial errors) and over questions (pooled, Clopper-Pearson)."""
+    lines = []
+    for model, part in table.groupby("model", sort=False):
+        error = 1.96 * math.sqrt((part["accuracy"] * (1 - part["accuracy"]) / part["items"]).sum()) / len(part)
+        low, high = statistics.clopper_pearson(part["correct"].sum(), part["items"].sum())
+        macro, shared = part["accuracy"].mean(), {"model": model, "exams": len(part), "items": part["items"].sum()}
+        lines += [shared | {"average": "macro", "accuracy": macro, "low": macro - error, "high": macro + error, "chance": part["chance"].mean()},
+                  shared | {"average": "pooled", "accuracy": part["correct"].sum() / part["items"].sum(), "low": float(low), "high": float(high),
+                            "chance": (part["chance"] * part["items"]).sum() / part["items"].sum()}]
+    return pd.DataFrame(lines)
 
 def injection_exams(profile, data_dir="", *, seed=0):
     """What a model that was never tuned is asked: unfinished sentences on held-out diseases and everyday facts, or real exams."""

@@ -3,17 +3,11 @@
 import random
 
 from lib.corpora import IGNORE_INDEX, encode, pack_examples
-from lib.world import ATTRIBUTES, _join, fill, sentence, term, wordings
+from lib.world import ATTRIBUTES, _join, fill, read_yaml, sentence, term, wordings
 
-# The Alpaca template that PMC-LLaMA used (JAMIA text, PAPERS A1.1 P15), and the same without its two opening sentences,
-# for models whose whole context is a few hundred tokens.
-TEMPLATES = {
-    "alpaca": ("Below is an instruction that describes a task, paired with an input that provides further context. "
-               "Write a response that appropriately completes the request.\n\n"
-               "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"),
-    "short": "### Instruction:\n{instruction}\n### Input:\n{input}\n### Response:\n",
-}
+TEMPLATES = read_yaml("prompts.yaml")["templates"]
 ZERO_SHOT_INSTRUCTION = "Make a choice based on the question and options."  # PMC-LLaMA, section 4.2
+RATIONALE_INSTRUCTION = "Give the reason, then make a choice based on the question and options."
 
 def render_prompt(record, *, template="short"):
     """The text before the response of one {instruction, input, output} record.
@@ -65,6 +59,11 @@ def rationale_records(items, *, seed, paraphrased=True):
     return [exam_record(item, rationale=rationale, instruction=draw.choice(training_instructions(item["language"], "exam"))
                         if paraphrased else ZERO_SHOT_INSTRUCTION)
             for item in items for rationale in (False, True)]
+
+def answer_and_rationale_records(items):
+    """Every question at once answered and, where it has one, after its rationale; the instruction says which (MMedLM's fine-tuning)."""
+    return [exam_record(item, instruction=RATIONALE_INSTRUCTION if reasoned else ZERO_SHOT_INSTRUCTION, rationale=reasoned)
+            for item in items for reasoned in (False, True) if item["rationale"] or not reasoned]
 
 def dialogue_records(world, language, diseases, *, records, seed):
     """Patient-doctor dialogues on the given diseases: one question, one answer, with greeting and closing."""

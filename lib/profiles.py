@@ -1,6 +1,6 @@
 """The three profiles: how large the models, corpora and exams are on a test run, a laptop and a GPU node."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Architecture:
@@ -90,3 +90,16 @@ def get_profile(name):
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
     return PROFILES[name]
+
+# Six corpora instead of one: fewer diseases, so that the same fact is read often enough in each language.
+SIX_LANGUAGES = {
+    "smoke": {"tuning_length": 768, "injection_tokens": 5_120, "papers": 5, "web_pages": 6, "general_pages": 10, "training_questions": 6,
+              "test_items": 6},
+    "small": {"models": {"3M": replace(TWO_MILLION, vocabulary_size=8192)}, "number_of_diseases": 20, "tuning_length": 384, "book_copies": 4,
+              "papers": 120, "web_pages": 20, "general_pages": 300, "base_tokens": 400_000, "injection_tokens": 2_000_000,
+              "training_questions": 60, "test_items": 60},
+    "full": {}}
+
+def six_languages(profile):
+    """The profile of the models that read six languages; papers, pages, questions and items count for each of them."""
+    return replace(profile, languages=("en", "zh", "ja", "fr", "ru", "es"), **SIX_LANGUAGES[profile.name])

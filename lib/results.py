@@ -96,17 +96,23 @@ def save_table(run, name, frame, *, decimals=4):
     return frame
 
 def save_figure(run, name, figure):
-    """Write figures/<name>.png (150 dpi) and .pdf with the backend in the footer, free of dates; return the figure."""
+    """Write figures/<name>.png (150 dpi) and .pdf with the backend in the footer, free of dates; return the figure.
+    In a notebook the saved PNG is shown and the figure closed: drawing it once more for the page would take as long again."""
     if not any(text.get_gid() == "backend-footer" for text in figure.texts):  # saving twice must not print it twice
         footer = f"{run.notebook} · profile {run.profile} · backend: {run.backend}"
         figure.text(0.01, -0.02, footer, gid="backend-footer", ha="left", va="top", fontsize=7, color="0.45")
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once: the formats, and the notebook that shows it, need not do it again
+    figure.set_layout_engine("none")  # laid out once: the second format need not do it again
     dates = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
-    for suffix, meta in dates.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, dpi=150, bbox_inches="tight", metadata=meta)
+    drawn = {suffix: io.BytesIO() for suffix in dates}
+    for suffix, buffer in drawn.items():
+        figure.savefig(buffer, format=suffix, dpi=150, bbox_inches="tight", metadata=dates[suffix])
         write_atomically(_path(run, "figures", f"{name}.{suffix}"), buffer.getvalue())
+    if "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
+        from IPython.display import Image, display
+        from matplotlib.pyplot import close
+        display(Image(drawn["png"].getvalue(), width=100 * figure.get_figwidth(), alt=name.replace("_", " ")))
+        close(figure)
     return figure
 
 def save_findings(run, findings, **provenance):

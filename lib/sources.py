@@ -329,6 +329,10 @@ def available(data_dir):
     """Names of the sets whose folder is in data_dir, or that are on the hub."""
     return [name for name, source in SOURCES.items() if ("hub" in source.entry if data_dir == "hub" else (Path(data_dir) / source.folder).is_dir())]
 
+def splits(data_dir, name):
+    """The splits of a set whose native files are there."""
+    return _opened(data_dir, name)[1]
+
 def load_corpus(data_dir, names=None, **how):
     """Training text of the named sets: records {text, source, language, id, meta}. Default: all that are there, but the large ones.
     Left out: the publishers' test splits, and from every set the abstracts (by PubMed id) of PubMedQA's test questions."""

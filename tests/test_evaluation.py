@@ -16,7 +16,7 @@ from scipy import stats
 
 from lib import ablations, benchmarks, corpora, evaluation, instructions, sources, training, world
 from lib.models import load_model
-from lib.profiles import PROFILES, Architecture
+from lib.profiles import PROFILES, Architecture, six_languages
 from lib.results import REPOSITORY, read_rows, start_run
 
 METALS = ("iron", "zinc", "gold", "lead")
@@ -470,6 +470,83 @@ def test_the_relation_exam_has_one_true_sentence():
 
 
 # --- letters, few-shot cases, the harness, an endpoint -------------------------------------------------------------------
+
+# --- exams in six languages ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["smoke", "small"])
+def test_every_language_has_recall_and_an_exam_of_its_own_form(name):
+    profile = six_languages(PROFILES[name])
+    test, train = (evaluation.language_items(profile, part=part) for part in ("test", "train"))
+    assert list(test) == list(train) == [
+        "recall en", "vignette en", "recall zh", "vignette zh", "recall ja", "several ja", "recall fr", "several fr", "recall ru", "yes_no ru",
+        "recall es", "vignette es"]
+    for each, items in test.items():
+        exam, language = each.split()
+        assert {item["language"] for item in items} == {language}
+        assert len(items) == profile.test_items // (1 if exam == "recall" else 2)
+        assert {len(item["options"]) for item in items} == {"yes_no ru": {2}, "vignette zh": {5}, "several ja": {5}, "several fr": {5}}.get(each, {4})
+        asked, taught = ({item["meta_info"]["disease"] for item in part[each]} for part in (test, train))
+        assert asked
+        assert not asked & taught
+
+
+def test_real_exams_are_read_by_language_and_split(shared_data):
+    """Test questions where there are some, else the validation split; what is neither test nor validation trains."""
+    profile = six_languages(PROFILES["small"])
+    test, train = (evaluation.language_items(profile, str(shared_data), part=part) for part in ("test", "train"))
+    assert {"medqa_us_4opt en", "medmcqa en", "pubmedqa en", "mmlu_medical en", "headqa en", "headqa es", "frenchmedmcqa fr", "igakuqa ja",
+            "rumeddanet ru", "casimedicos en", "casimedicos es"} <= set(test)
+    assert {"pubmedqa en", "frenchmedmcqa fr", "rumeddanet ru", "casimedicos es"} <= set(train)
+    assert not {"medqa_us_4opt en", "medmcqa en", "igakuqa ja"} & set(train), "their training splits are not there"
+    for name, items in test.items():
+        assert len(items) == profile.test_items
+        assert all(item["answer_idx"] for item in items), "items without options cannot be asked"
+        assert not {item["id"] for item in items} & {item["id"] for item in train.get(name, ())}
+        benchmarks.make_exam(name, items)
+    assert any("," in item["answer_idx"] for item in test["frenchmedmcqa fr"])
+    assert evaluation.language_items(profile, str(shared_data)) == test
+
+
+@pytest.mark.parametrize(("about", "expected"), [
+    ({"fact": "asthma.treatment"}, "treatment"), ({"subject_name": "Pharmacology", "fact": "x.y"}, "Pharmacology"), ({"subject": "anatomy"}, "anatomy"),
+    ({"category": "biology", "year": "2016"}, "biology"), ({}, "not named")])
+def test_topics(about, expected):
+    assert evaluation.topic({"meta_info": about}) == expected
+
+
+def test_averages_by_hand():
+    """Accuracies 0.5 of 4 and 0.9 of 10: macro 0.7, pooled 11 of 14; the macro error is the root of the two variances, halved."""
+    table = pd.DataFrame([{"model": "m", "exam": "a", "items": 4, "correct": 2, "accuracy": 0.5, "chance": 0.25},
+                          {"model": "m", "exam": "b", "items": 10, "correct": 9, "accuracy": 0.9, "chance": 0.5}])
+    macro, pooled = evaluation.averages(table).to_dict("records")
+    error = 1.96 * math.sqrt(0.5 * 0.5 / 4 + 0.9 * 0.1 / 10) / 2
+    assert (macro["accuracy"], macro["chance"], macro["exams"], macro["items"]) == (pytest.approx(0.7), 0.375, 2, 14)
+    assert (macro["low"], macro["high"]) == (pytest.approx(0.7 - error), pytest.approx(0.7 + error))
+    assert (pooled["accuracy"], pooled["chance"]) == (pytest.approx(11 / 14), pytest.approx((1 + 5) / 14))
+    interval = stats.binomtest(11, 14).proportion_ci(0.95, "exact")
+    assert (pooled["low"], pooled["high"]) == (pytest.approx(interval.low), pytest.approx(interval.high))
+
+
+def test_topics_are_counted_over_all_exams(monkeypatch):
+    """Two exams of six items, their facts metal.0 to metal.5; the first three of each are answered rightly."""
+    exams = [benchmarks.make_exam(name, metal_items(6, seed=seed)) for name, seed in (("metals", 1), ("more", 2))]
+    monkeypatch.setattr(evaluation, "evaluate", lambda folder, exam, **_: rows_of("AAABBB", "AAAAAA"))
+    table = evaluation.topic_table({"one": "folder"}, exams)
+    assert table[["topic", "items", "correct"]].to_numpy().tolist() == [[str(i), 2, 2 if i < 3 else 0] for i in range(6)]
+
+
+def test_where_several_may_be_right_chance_is_that_of_a_set(folder):
+    """Of three options seven sets can be chosen; the prediction holds every option above an even share."""
+    items = [item | {"options": dict(list(item["options"].items())[:3]), "answer_idx": idx} for item, idx in
+             zip(metal_items(2, seed=5), ("A,B", "A"))]
+    exam = benchmarks.make_exam("sets", items)
+    assert exam.several
+    assert exam.chance == pytest.approx(1 / 7)
+    for row in evaluation.evaluate(folder, exam, methods=("loglikelihood",)):
+        shares = np.exp(np.array(list(row["loglikelihood"].values())))
+        expected = [letter for letter, share in zip("ABC", shares / shares.sum()) if share > 1 / 3]
+        assert row["predicted_loglikelihood"].split(",") == expected
+
 
 @pytest.mark.parametrize(("name", "form", "shape"), [("medqa_us_4opt", "medqa", "Llama"), ("medmcqa", "medmcqa", "Qwen2"),
                                                   ("mmlu_medical", "mmlu", "Mistral")])

@@ -112,8 +112,8 @@ def test_no_words_overlap(name):
     assert not overlapping
 
 
-def test_a_figure_shows_once_in_a_notebook():
-    """Open for pyplot: the kernel shows it at the end of the cell, with the footer that save_figure has written."""
+def test_a_figure_that_is_not_saved_shows_in_a_notebook():
+    """Open for pyplot: the kernel shows it at the end of the cell; one that is saved is shown by save_figure and closed."""
     figure = EXAMPLES["heat_map"]()
     assert plt.fignum_exists(figure.number)
 

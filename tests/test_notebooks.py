@@ -1,6 +1,7 @@
 """Every notebook has the agreed form, quotes only numbers that it computed, and runs from end to end."""
 
 import ast
+import base64
 import json
 import os
 import re
@@ -136,6 +137,17 @@ def test_committed_results_hold_no_secret_and_no_path():
     texts = {path: path.read_text(encoding="utf-8") for path in paths}
     assert not [path for path, text in texts.items() if results.find_secret(text)]
     assert not [path for path, text in texts.items() if f"{results.Path.home()}/" in text or f"{REPOSITORY}/" in text]
+
+
+@EVERY
+def test_every_saved_figure_is_shown_once(name):
+    """The page shows the very file that was saved; a figure that pyplot still held would be drawn and shown again."""
+    folder = results.results_root() / "small" / name
+    saved = [path.read_bytes() for path in sorted(folder.glob("figures/*.png"))]
+    shown = [base64.b64decode(output["data"]["image/png"]) for cell in cells_of(folder / f"{name}.ipynb")
+             for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
+    assert saved
+    assert sorted(shown) == sorted(saved)
 
 
 @pytest.fixture(scope="session")
