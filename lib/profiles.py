@@ -1,11 +1,13 @@
 """The three profiles: how large the models, corpora and exams are on a test run, a laptop and a GPU node."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 @dataclass(frozen=True)
 class Architecture:
     """A Llama-style model that is trained from scratch."""
-
     hidden_size: int
     layers: int
     heads: int
@@ -17,7 +19,6 @@ class Architecture:
     @property
     def parameters(self):
         """Number of weights, with input and output embedding tied.
-
         >>> Architecture(192, 3, 3, 512).parameters
         2114880
         """
@@ -27,7 +28,6 @@ class Architecture:
 @dataclass(frozen=True)
 class Profile:
     """Everything that differs between a test, a laptop and a GPU node; papers' recipes are in `lib.training`."""
-
     name: str
     models: dict                 # size name -> Architecture, or the name of a Hugging Face causal LM
     languages: tuple             # of the trained models
@@ -61,28 +61,16 @@ class Profile:
         """Entries of the tokenizer that is trained for the profile's own models."""
         return min((model.vocabulary_size for model in self.models.values() if not isinstance(model, str)), default=4096)
 
-TINY = Architecture(32, 2, 2, 64, vocabulary_size=600)
-TWO_MILLION = Architecture(192, 3, 3, 512)
-FIVE_MILLION = Architecture(320, 3, 5, 864, learning_rate_scale=4 / 3)
+SETTINGS = yaml.safe_load(Path(__file__).with_name("knowledge").joinpath("profiles.yaml").read_text(encoding="utf-8"))
+ARCHITECTURES = {name: Architecture(**shape) for name, shape in SETTINGS["architectures"].items()}
+TINY, TWO_MILLION, FIVE_MILLION = (ARCHITECTURES[name] for name in ("TINY", "TWO_MILLION", "FIVE_MILLION"))
 
-PROFILES = {
-    "smoke": Profile(
-        "smoke", {"2M": TINY, "5M": TINY}, ("en",), number_of_diseases=16, sequence_length=128, tuning_length=384,
-        tokens_per_step=2_560, micro_batch_tokens=2_560, base_tokens=5_120, injection_tokens=10_240, tuning_epochs=1, base_learning_rate=3e-3,
-        injection_learning_rate=3e-3, tuning_learning_rate=1e-3, book_copies=1, papers=20, web_pages=20, general_pages=30,
-        training_questions=24, test_items=12, checkpoint_steps=2, curve_points=2),
-    "small": Profile(
-        "small", {"2M": TWO_MILLION, "5M": FIVE_MILLION}, ("en",), number_of_diseases=70, sequence_length=128, tuning_length=256,
-        tokens_per_step=2_560, micro_batch_tokens=2_560, base_tokens=300_000, injection_tokens=1_200_000, tuning_epochs=2, base_learning_rate=2e-3,
-        injection_learning_rate=3e-3, tuning_learning_rate=2e-4, book_copies=6, papers=800, web_pages=300, general_pages=1500,
-        training_questions=300, test_items=300, checkpoint_steps=60, curve_points=8),
-    # A GPU node; BASE_MODEL in the notebook's parameters replaces the default model.
-    "full": Profile(
-        "full", {"8B": "meta-llama/Meta-Llama-3-8B"}, ("en",), number_of_diseases=140, sequence_length=2048, tuning_length=2048,
-        tokens_per_step=655_360, micro_batch_tokens=8_192, base_tokens=0, injection_tokens=1_000_000_000, tuning_epochs=3, base_learning_rate=3e-4,
-        injection_learning_rate=2e-5, tuning_learning_rate=2e-5, book_copies=60, papers=20_000, web_pages=20_000, general_pages=20_000,
-        training_questions=10_000, test_items=1_000, checkpoint_steps=200, curve_points=8),
-}
+def _profile(models, languages, **settings):
+    models = {size: ARCHITECTURES.get(model, model) for size, model in models.items()}
+    return Profile(models=models, languages=tuple(languages), **settings)
+
+COLUMNS = [dict(zip(SETTINGS["profiles"], column)) for column in zip(*SETTINGS["profiles"].values(), strict=True)]
+PROFILES = {column["name"]: _profile(**column) for column in COLUMNS}
 
 def get_profile(name):
     """The profile of that name; ValueError lists the known ones."""
