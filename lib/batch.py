@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import difflib
 import hashlib
-import io
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import signal
 import sys
 import tempfile
 import time
-import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -66,12 +64,11 @@ def parse_parameters(source):
     >>> parse_parameters('SEEDS = 2  # repeats of every run')
     {'SEEDS': (2, 'repeats of every run')}
     """
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    parameters = {}
+    parameters, lines = {}, source.encode().splitlines()  # ast counts columns in bytes
     for line in ast.parse(source).body:
         (target,) = line.targets if isinstance(line, ast.Assign) else (line.target,)
-        parameters[target.id] = (ast.literal_eval(line.value), comments.get(line.end_lineno, ""))
+        comment = lines[line.end_lineno - 1][line.end_col_offset:].decode().partition("#")[2]
+        parameters[target.id] = (ast.literal_eval(line.value), comment.lstrip("# "))
     return parameters
 
 def parse_value(name, text, default):
