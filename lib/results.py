@@ -65,10 +65,9 @@ def start_run(notebook, parameters, *, backend="controlled-world"):
     return Run(notebook, parameters["PROFILE"], dict(parameters), backend, folder)
 
 def to_json(record, indent=2):
-    """A record as JSON text in the one form that is committed."""
-    def plain(value):  # numpy scalars and paths
-        return value.item() if hasattr(value, "item") else str(value)
-    return json.dumps(record, indent=indent, ensure_ascii=False, default=plain) + "\n"
+    """A record as JSON text in the one form that is committed; a numpy scalar becomes a number, a path text."""
+    return json.dumps(record, indent=indent, ensure_ascii=False,
+                      default=lambda value: value.item() if hasattr(value, "item") else str(value)) + "\n"
 
 def write_atomically(path, content):
     """Write text or bytes so that a reader sees the old file or the whole new one, never a part; return the path."""
