@@ -75,10 +75,8 @@ def averages(frame):
 def _kept(wrong) -> list[str]:
     """The columns whose mean explains every wrong average of a table, if there are at least three to explain."""
     columns = list(wrong[0][2].index) if len(wrong) > 2 else []
-    for kept in (kept for size in range(len(columns) - 1, 1, -1) for kept in combinations(columns, size)):
-        if all(abs(printed - cells.reindex(kept).mean()) <= error for _, printed, cells, error in wrong):
-            return list(kept)
-    return []
+    subsets = (list(kept) for size in range(len(columns) - 1, 1, -1) for kept in combinations(columns, size))
+    return next((kept for kept in subsets if all(abs(printed - cells.reindex(kept).mean()) <= error for _, printed, cells, error in wrong)), [])
 
 def totals(frame):
     """Parts add up to their printed total; shares of win, loss and tie to 1."""
@@ -177,8 +175,7 @@ def swaps(frame):
             usual = np.unique(gap)  # a row copied into another table counts once
             if len(usual) < 15:
                 continue
-            centre = np.median(usual)
-            spread = 1.4826 * np.median(np.abs(usual - centre))
+            centre, spread = np.median(usual), stats.median_abs_deviation(usual, scale="normal")
             odd = (np.abs(gap - centre) > 4 * spread) & (np.abs(gap + centre) < spread)
             for index in pair.to_numpy()[odd]:
                 yield list(index), np.nan, f"{metric} of {a} and {b} would fit {len(usual)} other rows if swapped"
@@ -212,8 +209,7 @@ def overviews(frame):
 
 def p_values(frame):
     """A permutation p-value is not 0, and not far above what the two intervals beside it imply."""
-    shares = frame[frame["metric"] == "proportion"].set_index(["table", "setting", "column", "row"])
-    shares = shares[["value", "interval_low", "interval_high"]]
+    shares = frame[frame["metric"] == "proportion"].set_index(["table", "setting", "column", "row"])[["value", "interval_low", "interval_high"]]
     for index, cell in frame[frame["metric"] == "p"].iterrows():
         if cell["value"] == 0:
             yield [index], 0.001, "printed as 0, but 10,000 permutations can only say below 0.001"
