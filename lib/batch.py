@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import difflib
 import hashlib
-import io
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import signal
 import sys
 import tempfile
 import time
-import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -64,21 +62,18 @@ def read_job(path, profile="small"):
 def parse_parameters(source):
     """The literal assignments of a parameters cell as name -> (default, help).
     >>> parse_parameters('SEEDS = 2  # repeats of every run')
-    {'SEEDS': (2, 'repeats of every run')}
-    """
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    parameters = {}
+    {'SEEDS': (2, 'repeats of every run')}"""
+    parameters, lines = {}, source.encode().splitlines()  # ast counts columns in bytes
     for line in ast.parse(source).body:
         (target,) = line.targets if isinstance(line, ast.Assign) else (line.target,)
-        parameters[target.id] = (ast.literal_eval(line.value), comments.get(line.end_lineno, ""))
+        comment = lines[line.end_lineno - 1][line.end_col_offset:].decode().partition("#")[2]
+        parameters[target.id] = (ast.literal_eval(line.value), comment.lstrip("# "))
     return parameters
 
 def parse_value(name, text, default):
     """A command-line value in the type of the notebook's default; raises ValueError where it does not fit.
     >>> parse_value("SEEDS", "3", 1), parse_value("RATE", "1", 0.5), parse_value("LANGUAGES", '["en"]', ["en", "zh"])
-    (3, 1.0, ['en'])
-    """
+    (3, 1.0, ['en'])"""
     kind = type(default)
     pattern = {bool: "true|false|True|False", int: r"-?(0|[1-9]\d*(_\d+)*)",  # not 010: is it 8 or 10?
                float: r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"}.get(kind, ".*")

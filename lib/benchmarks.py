@@ -101,8 +101,7 @@ def _printed(layout, item):
 def few_shot_cases(items, number, *, seed):
     """`number` items of a training split, drawn by seed; ValueError where there are fewer.
     >>> [case["id"] for case in few_shot_cases([{"id": i} for i in range(9)], 2, seed=1)]
-    [2, 0]
-    """
+    [2, 0]"""
     if number > len(items):
         raise ValueError(f"{number} few-shot cases are wanted, the training split has {len(items)} items")
     return random.Random(f"few-shot {seed}").sample(list(items), number)
@@ -122,8 +121,7 @@ def check_item(item, *, where):
     """ValueError that names the field when an exam item has no question, too few options or no right answer.
     >>> check_item({"id": "1", "question": "?", "options": {"A": "x", "B": "y"}, "answer_idx": "C"}, where="exam.jsonl, line 3")
     Traceback (most recent call last):
-    ValueError: exam.jsonl, line 3, field 'answer_idx': 'C' is not among the options A, B
-    """
+    ValueError: exam.jsonl, line 3, field 'answer_idx': 'C' is not among the options A, B"""
     for field in ITEM_FIELDS:
         if not item.get(field):
             raise ValueError(f"{where}, field {field!r}: missing or empty")
@@ -141,8 +139,7 @@ def check_item(item, *, where):
 def option_letter_v1(completion, item):
     """PMC-LLaMA's rule: the first "OPTION X IS CORRECT"; a letter that is no option counts as unparsed.
     >>> option_letter_v1("x. OPTION B IS CORRECT.", {"options": {"A": "x", "B": "y"}})
-    'B'
-    """
+    'B'"""
     found = LETTER_RULE.search(unicodedata.normalize("NFKC", completion))  # full-width letters are letters
     letter = found.group(1).upper() if found else None
     return letter if letter in item["options"] else None
@@ -153,8 +150,7 @@ def answer_text_v1(completion, item):
     >>> answer_text_v1("So it is rare. The answer is iron chelation. It binds iron. OPTION A IS CORRECT.", item)
     'B'
     >>> answer_text_v1("The answer is iron or iron chelation.", item) is None
-    True
-    """
+    True"""
     _, found, rest = _plain(completion).rpartition(_plain(wordings(item.get("language", "en"))["phrases"]["answer_is"]))
     said = {letter: _plain(text).strip(" .。") for letter, text in item["options"].items()}
     said = {letter: text for letter, text in said.items() if found and re.match(r"\s*" + re.escape(text) + SENTENCE_END, rest)}
@@ -171,8 +167,7 @@ def answer_letter_v1(completion, item):
     >>> answer_letter_v1("Fever suggests it. The answer is (B).", {"options": {"A": "x", "B": "y"}})
     'B'
     >>> answer_letter_v1("答案：A、B。", {"language": "zh", "options": {"A": "x", "B": "y"}})
-    'A,B'
-    """
+    'A,B'"""
     stems = [_plain(wordings(language)["phrases"]["answer_is"]) for language in {"en", item.get("language", "en")}]
     stem = "|".join(map(re.escape, [*stems, *(f"{word}:" for word in ANSWER_WORDS)]))
     found = list(re.finditer(rf"(?:{stem})\s*:?\s*({LETTERS})", _plain(completion)))
@@ -182,16 +177,14 @@ def bare_letter_v1(completion, item):
     """The letters that a completion begins with, brackets around them or not.
     >>> item = {"options": {"A": "x", "B": "y", "C": "z"}}
     >>> [bare_letter_v1(text, item) for text in (" B", "(C) z", "【A】", "A, C", "A patient", "D", "Both")]
-    ['B', 'C', 'A', 'A,C', None, None, None]
-    """
+    ['B', 'C', 'A', 'A,C', None, None, None]"""
     found = re.match(rf"\s*({LETTERS})", _plain(completion))
     return _named(found.group(1), item) if found else None
 
 def option_letters_v1(completion, item):
     """As option_letter_v1, with several letters: "OPTION A, C ARE CORRECT"; the letters are joined as "A,C".
     >>> option_letters_v1("OPTIONS A and C ARE CORRECT.", {"options": {"A": "x", "B": "y", "C": "z"}})
-    'A,C'
-    """
+    'A,C'"""
     found = re.search(rf"options? ({LETTERS}) (?:is|are) correct", _plain(completion))
     return _named(found.group(1), item) if found else None
 

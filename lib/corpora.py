@@ -171,8 +171,7 @@ def pack_documents(documents, sequence_length, *, bos, eos):
     >>> packed.input_ids.tolist(), packed.position_ids.tolist()
     ([[1, 5, 6, 7], [2, 1, 8, 9], [2, 0, 0, 0]], [[0, 1, 2, 3], [0, 0, 1, 2], [0, 0, 0, 0]])
     >>> packed.labels.tolist()
-    [[-100, 5, 6, 7], [-100, -100, 8, 9], [-100, -100, -100, -100]]
-    """
+    [[-100, 5, 6, 7], [-100, -100, 8, 9], [-100, -100, -100, -100]]"""
     if not documents:
         raise ValueError("no document to pack: the corpus is empty")
     pieces, place = [], 0
@@ -191,8 +190,7 @@ def pack_examples(examples, sequence_length):
     Raises ValueError for an example that is longer than a row: it must be shortened where it is made.
     >>> packed = pack_examples([([5, 6, 7], [8, 9]), ([4], [3])], 8)
     >>> packed.labels.tolist()
-    [[-100, -100, -100, 8, 9, -100, 3, -100]]
-    """
+    [[-100, -100, -100, 8, 9, -100, 3, -100]]"""
     lengths = [len(prompt) + len(response) for prompt, response in examples]
     if not examples:
         raise ValueError("no instruction example to pack")
@@ -232,8 +230,7 @@ def _packed(pieces, sequence_length):
 def mixture_pattern(weights):
     """The order of sources in one period of sum(weights) rows, spread as evenly as whole rows allow.
     >>> mixture_pattern((3, 1))
-    (0, 0, 1, 0)
-    """
+    (0, 0, 1, 0)"""
     total, credit, pattern = sum(weights), [0] * len(weights), []
     for _ in range(total):
         credit = [have + weight for have, weight in zip(credit, weights)]

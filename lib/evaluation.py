@@ -51,8 +51,7 @@ def score_items(model, tokenizer, benchmark, items, methods=tuple(METHODS), max_
 def likeliest(scores, *, several=False):
     """The option of highest log-likelihood or, where several may be right, all that get more than an even share of the probability.
     >>> likeliest({"A": -3.0, "B": -1.0, "C": -1.2}), likeliest({"A": -3.0, "B": -1.0, "C": -1.2}, several=True)
-    ('B', 'B,C')
-    """
+    ('B', 'B,C')"""
     best = max(scores, key=scores.get)
     total = sum(math.exp(score - scores[best]) for score in scores.values())
     likely = [letter for letter, score in scores.items() if math.exp(score - scores[best]) > total / len(scores)]

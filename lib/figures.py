@@ -32,15 +32,13 @@ matplotlib.rcParams.update(STYLE["settings"])
 def family(name) -> str | None:
     """The model family of a name, None where it names no model.
     >>> [family(name) for name in ("MMed-Llama 3", "PMC-LLaMA_K 7B", "GPT-4 (5-shot)", "Llama 3", "MedMCQA")]
-    ['MMed', 'PMC-LLaMA', 'GPT', 'LLaMA', None]
-    """
+    ['MMed', 'PMC-LLaMA', 'GPT', 'LLaMA', None]"""
     return next((key for key, (_, pattern) in STYLE["families"].items() if re.search(pattern, str(name), re.IGNORECASE)), None)
 
 def colours(names) -> dict:
     """A colour for every line or part: its family's, paler from the second on; names of no model take the cycle.
     >>> colours(["Med-PaLM 2", "papers"])
-    {'Med-PaLM 2': '#009E73', 'papers': '#0072B2'}
-    """
+    {'Med-PaLM 2': '#009E73', 'papers': '#0072B2'}"""
     names = list(dict.fromkeys(names))
     taken = {PALETTE[key] for key in map(family, names) if key}
     chosen, members, free = {}, {}, cycle([colour for colour in CYCLE if colour not in taken] or CYCLE)

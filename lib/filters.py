@@ -61,8 +61,7 @@ def clean_web(record):
 def boilerplate_kind(line):
     """The kind of boilerplate that a line is, or None.
     >>> [boilerplate_kind(line) for line in ("Accept all cookies", "首页 | 资讯 | 联系我们", "Malaria is treatable.")]
-    ['cookie notice', 'menu', None]
-    """
+    ['cookie notice', 'menu', None]"""
     kinds = (kind for kind, pattern in BOILERPLATE.items() if pattern.search(line))
     return next(kinds, None) if len(line) <= MAXIMUM_BOILERPLATE else None
 
@@ -130,8 +129,7 @@ def keyword_hits(text, language, keywords):
     """(number of different keywords, share of the text's characters in a keyword), by MMedLM's rule: a long keyword counts anywhere in the
     text, a short one as a whole token between spaces; in Chinese and Japanese all are long.
     >>> keyword_hits("Asthma and asthma attacks", "en", ("asthma", "tuberculosis"))
-    (1, 0.48)
-    """
+    (1, 0.48)"""
     lower, hits = text.lower(), {}
     tokens = Counter(lower.split())
     for word in map(str.lower, keywords):

@@ -59,8 +59,7 @@ def _encode_requests(model, tokenizer, requests, prefix):
 def _layout(context, options):
     """Ids of a row (context, each option but its last token), their segments, and the places that predict the options.
     >>> _layout([1, 5, 6], [[7, 8], [9], [7, 4]])
-    ([1, 5, 6, 7, 7], [0, 0, 0, 1, 3], [2, 3, 2, 2, 4])
-    """
+    ([1, 5, 6, 7, 7], [0, 0, 0, 1, 3], [2, 3, 2, 2, 4])"""
     ids, segments, sources = list(context), [0] * len(context), []
     for number, option in enumerate(options, start=1):
         sources += [len(context) - 1, *range(len(ids), len(ids) + len(option) - 1)]
@@ -209,8 +208,7 @@ def _with_bos(tokenizer, texts):
 def _batches(lengths, tokens_per_batch, progress=None):
     """Numbers of the rows of each batch, longest first; rows x longest is at most tokens_per_batch, or it is one row.
     >>> list(_batches([3, 9, 4, 5, 20], 10))
-    [[4], [1], [3, 2], [0]]
-    """
+    [[4], [1], [3, 2], [0]]"""
     order, done = sorted(range(len(lengths)), key=lambda i: -lengths[i]), 0
     while done < len(order):
         batch = order[done:done + max(1, tokens_per_batch // lengths[order[done]])]

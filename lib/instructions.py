@@ -12,15 +12,13 @@ RATIONALE_INSTRUCTION = "Give the reason, then make a choice based on the questi
 def render_prompt(record, *, template="short"):
     """The text before the response of one {instruction, input, output} record.
     >>> render_prompt({"instruction": "Answer.", "input": "Is water wet?", "output": "yes"})
-    '### Instruction:\\nAnswer.\\n### Input:\\nIs water wet?\\n### Response:\\n'
-    """
+    '### Instruction:\\nAnswer.\\n### Input:\\nIs water wet?\\n### Response:\\n'"""
     return TEMPLATES[template].format(instruction=record["instruction"], input=record["input"])
 
 def exam_input(item):
     """Question, context if there is one, and lettered options as PMC-LLaMA printed them.
     >>> exam_input({"question": "Best drug?", "context": "", "options": {"A": "x", "B": "y"}})
-    '###Question: Best drug?\\n###Options: A. x B. y'
-    """
+    '###Question: Best drug?\\n###Options: A. x B. y'"""
     context = f"###Context: {item['context']}\n" if item["context"] else ""
     options = " ".join(f"{letter}. {text}" for letter, text in item["options"].items())
     return f"{context}###Question: {item['question']}\n###Options: {options}"
@@ -29,8 +27,7 @@ def exam_answer(item, *, rationale=False):
     """The response that is learned: the option's text and its letter, after the rationale where one is wanted.
     >>> item = {"rationale": "X is best.", "answer": "x", "answer_idx": "A", "language": "en"}
     >>> exam_answer(item), exam_answer(item, rationale=True)
-    ('The answer is x. OPTION A IS CORRECT.', 'X is best. The answer is x. OPTION A IS CORRECT.')
-    """
+    ('The answer is x. OPTION A IS CORRECT.', 'X is best. The answer is x. OPTION A IS CORRECT.')"""
     stem = wordings(item["language"])["phrases"]["answer_is"]
     parts = [item["rationale"]] if rationale else []
     return " ".join([*parts, f"{stem} {item['answer']}.", f"OPTION {item['answer_idx']} IS CORRECT."])
@@ -98,8 +95,7 @@ def knowledge_graph_records(world, language, diseases, *, records, seed):
 def sft_labels(prompt_ids, response_ids):
     """(input ids, labels) of one example: only the response is learned.
     >>> sft_labels([5, 6, 7], [8, 9])
-    ([5, 6, 7, 8, 9], [-100, -100, -100, 8, 9])
-    """
+    ([5, 6, 7, 8, 9], [-100, -100, -100, 8, 9])"""
     return [*prompt_ids, *response_ids], [IGNORE_INDEX] * len(prompt_ids) + list(response_ids)
 
 def encode_examples(records, tokenizer, *, sequence_length, template="short"):

@@ -1,11 +1,13 @@
 """The three profiles: how large the models, corpora and exams are on a test run, a laptop and a GPU node."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
 
 @dataclass(frozen=True)
 class Architecture:
     """A Llama-style model that is trained from scratch."""
-
     hidden_size: int
     layers: int
     heads: int
@@ -17,17 +19,14 @@ class Architecture:
     @property
     def parameters(self):
         """Number of weights, with input and output embedding tied.
-
         >>> Architecture(192, 3, 3, 512).parameters
-        2114880
-        """
+        2114880"""
         block = 4 * self.hidden_size ** 2 + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
         return self.vocabulary_size * self.hidden_size + self.layers * block + self.hidden_size
 
 @dataclass(frozen=True)
 class Profile:
     """Everything that differs between a test, a laptop and a GPU node; papers' recipes are in `lib.training`."""
-
     name: str
     models: dict                 # size name -> Architecture, or the name of a Hugging Face causal LM
     languages: tuple             # of the trained models
@@ -62,28 +61,20 @@ class Profile:
         """Entries of the tokenizer that is trained for the profile's own models."""
         return min((model.vocabulary_size for model in self.models.values() if not isinstance(model, str)), default=4096)
 
-TINY = Architecture(32, 2, 2, 64, vocabulary_size=600)
-TWO_MILLION = Architecture(192, 3, 3, 512)
-FIVE_MILLION = Architecture(320, 3, 5, 864, learning_rate_scale=4 / 3)
+SETTINGS = yaml.safe_load(Path(__file__).with_name("knowledge").joinpath("profiles.yaml").read_text(encoding="utf-8"))
+ARCHITECTURES = {name: Architecture(**shape) for name, shape in SETTINGS["architectures"].items()}
+TINY, TWO_MILLION, FIVE_MILLION = (ARCHITECTURES[name] for name in ("TINY", "TWO_MILLION", "FIVE_MILLION"))
 
-PROFILES = {
-    "smoke": Profile(
-        "smoke", {"2M": TINY, "5M": TINY}, ("en",), number_of_diseases=16, sequence_length=128, tuning_length=384,
-        tokens_per_step=2_560, micro_batch_tokens=2_560, base_tokens=5_120, injection_tokens=10_240, tuning_epochs=1, base_learning_rate=3e-3,
-        injection_learning_rate=3e-3, tuning_learning_rate=1e-3, lora_learning_rate=3e-3, book_copies=1, papers=20, web_pages=20, general_pages=30,
-        training_questions=24, test_items=12, checkpoint_steps=2, curve_points=2),
-    "small": Profile(
-        "small", {"2M": TWO_MILLION, "5M": FIVE_MILLION}, ("en",), number_of_diseases=70, sequence_length=128, tuning_length=256,
-        tokens_per_step=2_560, micro_batch_tokens=2_560, base_tokens=300_000, injection_tokens=1_200_000, tuning_epochs=2, base_learning_rate=2e-3,
-        injection_learning_rate=3e-3, tuning_learning_rate=2e-4, lora_learning_rate=2e-3, book_copies=6, papers=800, web_pages=300,
-        general_pages=1500, training_questions=300, test_items=300, checkpoint_steps=60, curve_points=8),
-    # A GPU node; BASE_MODEL in the notebook's parameters replaces the default model.
-    "full": Profile(
-        "full", {"8B": "meta-llama/Meta-Llama-3-8B"}, ("en",), number_of_diseases=140, sequence_length=2048, tuning_length=2048,
-        tokens_per_step=655_360, micro_batch_tokens=8_192, base_tokens=0, injection_tokens=1_000_000_000, tuning_epochs=3, base_learning_rate=3e-4,
-        injection_learning_rate=2e-5, tuning_learning_rate=2e-5, lora_learning_rate=2e-5, book_copies=60, papers=20_000,
-        web_pages=20_000, general_pages=20_000, training_questions=10_000, test_items=1_000, checkpoint_steps=200, curve_points=8),
-}
+def _profile(models, languages, **settings):
+    models = {size: ARCHITECTURES.get(model, model) for size, model in models.items()}
+    return Profile(models=models, languages=tuple(languages), **settings)
+
+def _columns(table):
+    return [{name: value for name, value in zip(table, column) if value is not None} for column in zip(*table.values(), strict=True)]
+
+PROFILES = {column["name"]: _profile(**column) for column in _columns(SETTINGS["profiles"])}
+SIX_LANGUAGES = {own["name"]: _profile(**own | changed)
+                 for own, changed in zip(_columns(SETTINGS["profiles"]), _columns(SETTINGS["six_languages"]))}
 
 def get_profile(name):
     """The profile of that name; ValueError lists the known ones."""
@@ -91,15 +82,6 @@ def get_profile(name):
         raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
     return PROFILES[name]
 
-# Six corpora instead of one: fewer diseases, so that the same fact is read often enough in each language.
-SIX_LANGUAGES = {
-    "smoke": {"tuning_length": 768, "injection_tokens": 5_120, "papers": 5, "web_pages": 6, "general_pages": 10, "training_questions": 6,
-              "test_items": 6},
-    "small": {"models": {"3M": replace(TWO_MILLION, vocabulary_size=8192)}, "number_of_diseases": 20, "tuning_length": 384, "book_copies": 4,
-              "papers": 120, "web_pages": 20, "general_pages": 300, "base_tokens": 400_000, "injection_tokens": 2_000_000,
-              "training_questions": 60, "test_items": 60},
-    "full": {}}
-
 def six_languages(profile):
     """The profile of the models that read six languages; papers, pages, questions and items count for each of them."""
-    return replace(profile, languages=("en", "zh", "ja", "fr", "ru", "es"), **SIX_LANGUAGES[profile.name])
+    return SIX_LANGUAGES[profile.name]

@@ -21,8 +21,7 @@ def read() -> pd.DataFrame:
     decimals as printed, step (largest rounding error); interval_low, interval_high; n; n_stated if the paper states
     another; source; note; flag (the rules of the audit that the value breaks).
     >>> row = read().query("model == 'pmc-llama13b' and column == 'Average'"); print(row["value"].item(), *row["flag"])
-    64.43 averages
-    """
+    64.43 averages"""
     files = [file for file in sorted(FOLDER.glob("*.csv")) if file.stem not in ("claims", "explanations")]
     if not files:
         raise FileNotFoundError(f"no published values in {FOLDER}: restore this folder, it belongs to the repository")
@@ -36,8 +35,7 @@ def read() -> pd.DataFrame:
 def query(paper: str, *, table=None, row=None, column=None, metric=None) -> pd.DataFrame:
     """The values of a paper, narrowed by one name or a list of names; an unknown name raises and lists the known.
     >>> query("Med-PaLM 2", table="5", row="ER (11+33)", column="MedQA (USMLE)")["value"].item()
-    85.4
-    """
+    85.4"""
     frame = read()
     for key, wanted in {"paper": paper, "table": table, "row": row, "column": column, "metric": metric}.items():
         wanted = [wanted] if isinstance(wanted, str) else wanted
@@ -49,8 +47,7 @@ def query(paper: str, *, table=None, row=None, column=None, metric=None) -> pd.D
 def wide(paper: str, table: str, *, metric=None, values: str = "value") -> pd.DataFrame:
     """A table as printed: (setting, row) x column, or x (metric, column) where it holds several metrics.
     >>> wide("Med-PaLM 2", "5").loc[("prompting", "5-shot")].round().astype(int).tolist()
-    [80, 79, 71, 88, 90, 78, 95, 94, 81]
-    """
+    [80, 79, 71, 88, 90, 78, 95, 94, 81]"""
     frame = query(paper, table=table, metric=metric)
     across = ["column"] if frame["metric"].nunique() == 1 else ["metric", "column"]
     columns, rows = (frame.set_index(keys).index.unique() for keys in (across, ["setting", "row"]))
@@ -75,10 +72,8 @@ def averages(frame):
 def _kept(wrong) -> list[str]:
     """The columns whose mean explains every wrong average of a table, if there are at least three to explain."""
     columns = list(wrong[0][2].index) if len(wrong) > 2 else []
-    for kept in (kept for size in range(len(columns) - 1, 1, -1) for kept in combinations(columns, size)):
-        if all(abs(printed - cells.reindex(kept).mean()) <= error for _, printed, cells, error in wrong):
-            return list(kept)
-    return []
+    subsets = (list(kept) for size in range(len(columns) - 1, 1, -1) for kept in combinations(columns, size))
+    return next((kept for kept in subsets if all(abs(printed - cells.reindex(kept).mean()) <= error for _, printed, cells, error in wrong)), [])
 
 def totals(frame):
     """Parts add up to their printed total; shares of win, loss and tie to 1."""
@@ -177,8 +172,7 @@ def swaps(frame):
             usual = np.unique(gap)  # a row copied into another table counts once
             if len(usual) < 15:
                 continue
-            centre = np.median(usual)
-            spread = 1.4826 * np.median(np.abs(usual - centre))
+            centre, spread = np.median(usual), stats.median_abs_deviation(usual, scale="normal")
             odd = (np.abs(gap - centre) > 4 * spread) & (np.abs(gap + centre) < spread)
             for index in pair.to_numpy()[odd]:
                 yield list(index), np.nan, f"{metric} of {a} and {b} would fit {len(usual)} other rows if swapped"
@@ -212,8 +206,7 @@ def overviews(frame):
 
 def p_values(frame):
     """A permutation p-value is not 0, and not far above what the two intervals beside it imply."""
-    shares = frame[frame["metric"] == "proportion"].set_index(["table", "setting", "column", "row"])
-    shares = shares[["value", "interval_low", "interval_high"]]
+    shares = frame[frame["metric"] == "proportion"].set_index(["table", "setting", "column", "row"])[["value", "interval_low", "interval_high"]]
     for index, cell in frame[frame["metric"] == "p"].iterrows():
         if cell["value"] == 0:
             yield [index], 0.001, "printed as 0, but 10,000 permutations can only say below 0.001"

@@ -45,8 +45,7 @@ def results_root():
 def profile_folder(parameters):
     """The name of the folder under results/: the profile, with `-public` when real data is read.
     >>> profile_folder({"PROFILE": "small"}), profile_folder({"PROFILE": "small", "DATA_DIR": "../data"})
-    ('small', 'small-public')
-    """
+    ('small', 'small-public')"""
     return parameters["PROFILE"] + ("-public" if parameters.get("DATA_DIR") else "")
 
 def start_run(notebook, parameters, *, backend="controlled-world"):
@@ -65,10 +64,9 @@ def start_run(notebook, parameters, *, backend="controlled-world"):
     return Run(notebook, parameters["PROFILE"], dict(parameters), backend, folder)
 
 def to_json(record, indent=2):
-    """A record as JSON text in the one form that is committed."""
-    def plain(value):  # numpy scalars and paths
-        return value.item() if hasattr(value, "item") else str(value)
-    return json.dumps(record, indent=indent, ensure_ascii=False, default=plain) + "\n"
+    """A record as JSON text in the one form that is committed; a numpy scalar becomes a number, a path text."""
+    return json.dumps(record, indent=indent, ensure_ascii=False,
+                      default=lambda value: value.item() if hasattr(value, "item") else str(value)) + "\n"
 
 def write_atomically(path, content):
     """Write text or bytes so that a reader sees the old file or the whole new one, never a part; return the path."""
@@ -171,8 +169,7 @@ def fill_answer(markdown, findings):
     """Put the findings into the bold numbers of a first cell, each with as many decimals as it had.
     >>> fill_answer("**0.51**<!--recall--> of **+1.0**<!--100*gain--> in **9,999**<!--n-->",
     ...             {"recall": 0.934, "gain": 0.0312, "n": 12345})
-    '**0.93**<!--recall--> of **+3.1**<!--100*gain--> in **12,345**<!--n-->'
-    """
+    '**0.93**<!--recall--> of **+3.1**<!--100*gain--> in **12,345**<!--n-->'"""
     def replace(match):
         text, percent, name = match.groups()
         if name not in findings:

@@ -37,38 +37,33 @@ def _counts(k, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
 def clopper_pearson(k, n, level: float = 0.95):
     """(low, high) of the proportion k/n, exact: the intervals of Med-PaLM 2, Table 4 (Nature Medicine).
     >>> low, high = clopper_pearson(1087, 1273); print(f"{low:.3f} {high:.3f}")   # 85.4 %
-    0.833 0.873
-    """
+    0.833 0.873"""
     return proportion.proportion_confint(*_counts(k, n, level), alpha=1 - level, method="beta")
 
 def wald(k, n, level: float = 0.95):
     """(low, high) of k/n by the normal approximation, clipped: Med-PaLM 2, Tables 6 and A.1; a point at k = 0, n.
     >>> low, high = wald(11, 12); print(f"{low:.3f} {high:.3f}")
-    0.760 1.000
-    """
+    0.760 1.000"""
     return proportion.proportion_confint(*_counts(k, n, level), alpha=1 - level, method="normal")
 
 def wilson(k, n, level: float = 0.95):
     """(low, high) of k/n by the score interval; good at any n, also at k = 0 and k = n.
     >>> low, high = wilson(0, 10); print(f"{low:.3f} {high:.3f}")
-    0.000 0.278
-    """
+    0.000 0.278"""
     return proportion.proportion_confint(*_counts(k, n, level), alpha=1 - level, method="wilson")
 
 def newcombe(k_a, n_a, k_b, n_b, level: float = 0.95):
     """(low, high) of k_a/n_a - k_b/n_b on different items, hybrid score: Med-PaLM 2, Tables 6 and A.1.
     Too wide for two models on the same items: use `paired_difference` where the items are at hand.
     >>> low, high = newcombe(1076, 1261, 11, 12); print(f"{low:.3f} {high:.3f}")   # MedQA, 512 characters
-    -0.135 0.208
-    """
+    -0.135 0.208"""
     (k_a, n_a), (k_b, n_b) = _counts(k_a, n_a, level), _counts(k_b, n_b, level)
     return proportion.confint_proportions_2indep(k_a, n_a, k_b, n_b, method="newcomb", alpha=1 - level)
 
 def mcnemar(wins, losses):
     """Exact p-value that wins and losses on the same items are equally likely; 1 without any.
     >>> mcnemar(10, 2)
-    0.03857421875
-    """
+    0.03857421875"""
     differ = np.maximum(np.add(wins, losses), 1)  # 0 of 1 where none differ: p = 1
     fewer = np.minimum(_counts(wins, differ)[0], _counts(losses, differ)[0])
     return _plain(np.minimum(1, 2 * stats.binom.cdf(fewer, differ, 0.5)))
@@ -120,8 +115,7 @@ def bootstrap_mean(values, *, seed: int, clusters=None, replicates: int = REPLIC
     values: (items,) or (items, axes), NaN where a rating is missing; a cluster weighs as much as its ratings. An
     axis of only 0 or only 1 gets the Clopper-Pearson interval of its clusters, any other constant NaN.
     >>> estimate = bootstrap_mean([1, 1, 0, 1, 0, 1, 1, 0], seed=0); print(estimate.value, estimate.low)
-    0.625 0.25
-    """
+    0.625 0.25"""
     rows = _rows(values, missing=True)
     members, n = _members(clusters, len(rows))
     there = ~np.isnan(rows)
@@ -142,8 +136,7 @@ def paired_difference(a, b, *, seed: int, clusters=None, replicates: int = REPLI
     `paired_permutation`. 0/1 scores that differ alike on every item get the Clopper-Pearson limit of 0/n either way, other constants NaN.
     >>> result = paired_difference([1, 1, 1, 0, 1, 1], [1, 0, 0, 0, 1, 0], seed=0)
     >>> print(result.value, result.p_value, result.wins, result.losses)
-    0.5 0.25 3 0
-    """
+    0.5 0.25 3 0"""
     a, b = _rows(a), _rows(b)
     if a.shape != b.shape:
         raise ValueError(f"a and b must score the same items, got shapes {a.shape} and {b.shape}")
@@ -162,8 +155,7 @@ def paired_permutation(differences, *, seed: int, clusters=None, replicates: int
     differences: (items,) or (items, axes), a - b, or +1/0/-1 for a pairwise preference. Exact where all 2^clusters
     swaps are no more than the replicates; else (1 + as extreme) / (1 + replicates). 1 without any difference.
     >>> paired_permutation([2, 3, 1, 3, 4], seed=0)   # 2 of 32 swaps
-    0.0625
-    """
+    0.0625"""
     rows = _rows(differences)
     members, n = _members(clusters, len(rows))
     sums = _sums(rows, members, n)
@@ -181,8 +173,7 @@ def blocked_permutation(values, groups, *, blocks, seed: int, replicates: int = 
     """p-value of mean(values of group 1) - mean(values of group 0), groups permuted within blocks.
     values: (ratings,) or (ratings, axes); groups: 0/1 a rating; blocks: its question. For unequal numbers of ratings.
     >>> round(blocked_permutation([1, 1, 0, 1, 1, 0], [1, 1, 0, 1, 1, 0], blocks=[1, 1, 1, 2, 2, 2], seed=1), 1)
-    0.1
-    """
+    0.1"""
     values, groups = _rows(values), np.asarray(groups)
     if groups.shape != (len(values),) or not np.isin(groups, (0, 1)).all():
         raise ValueError("groups must give 0 or 1 for every rating")
@@ -202,8 +193,7 @@ def blocked_permutation(values, groups, *, blocks, seed: int, replicates: int = 
 def bootstrap(statistic: Callable, rows, *, seed: int, replicates: int = 1_000) -> Estimate:
     """Any statistic of a table (items, ...) with its percentile interval: kappa, alpha, ICC.
     >>> print(bootstrap(np.median, [1, 2, 2, 3, 9], seed=0))
-    Estimate(value=2.0, low=1.0, high=9.0, n=5, p_value=nan, wins=0, losses=0)
-    """
+    Estimate(value=2.0, low=1.0, high=9.0, n=5, p_value=nan, wins=0, losses=0)"""
     rows, rng = np.asarray(rows), np.random.default_rng(seed)
     if len(rows) < 2 or replicates < 100:
         raise ValueError("a bootstrap needs at least two rows and 100 replicates")
@@ -213,8 +203,7 @@ def bootstrap(statistic: Callable, rows, *, seed: int, replicates: int = 1_000) 
 def adjust_p_values(p_values, method: str = "holm") -> np.ndarray:
     """p-values corrected for their number, by "holm" or "bonferroni".
     >>> adjust_p_values([0.01, 0.04, 0.03]).tolist()
-    [0.03, 0.06, 0.06]
-    """
+    [0.03, 0.06, 0.06]"""
     p_values = np.asarray(p_values, float)
     if method not in ("holm", "bonferroni") or not ((p_values >= 0) & (p_values <= 1)).all() or not p_values.size:
         raise ValueError("need at least one p-value, all between 0 and 1, and a method: holm or bonferroni")
@@ -223,8 +212,7 @@ def adjust_p_values(p_values, method: str = "holm") -> np.ndarray:
 def kappa(counts, method: str = "randolph") -> float:
     """Kappa of rating counts (items, categories), "randolph" (Med-PaLM 2, Fig. A.1) or "fleiss" (NaN if all equal).
     >>> counts = [[3, 0], [3, 0], [2, 1], [0, 3]]; print(round(kappa(counts), 3), round(kappa(counts, "fleiss"), 3))
-    0.667 0.625
-    """
+    0.667 0.625"""
     counts = _rows(counts)
     raters = counts.sum(axis=1)
     if counts.shape[1] < 2 or (raters != raters[0]).any() or raters[0] < 2 or method not in ("randolph", "fleiss"):
@@ -236,8 +224,7 @@ def krippendorff_alpha(ratings, metric: str = "ordinal") -> float:
     """Krippendorff's alpha (2011) of numbers (items, raters), NaN where a rater gave none.
     metric: "nominal", "ordinal" or "interval". NaN when all ratings are equal: there is nothing to agree on.
     >>> round(krippendorff_alpha([[1, 1], [2, 3], [3, 3], [4, 4]]), 2)
-    0.91
-    """
+    0.91"""
     ratings = _rows(ratings, missing=True)
     values = np.unique(ratings[~np.isnan(ratings)])
     counts = (ratings[..., None] == values).sum(axis=1)  # (items, values)
@@ -257,8 +244,7 @@ def icc(ratings, form: str = "2,1") -> float:
     form: "1,1" raters differ by item, "2,1" raters are a sample, "3,1" these raters only; ",k" their mean.
     >>> table = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
     >>> [round(icc(table, form), 2) for form in ("1,1", "2,1", "3,1", "1,k", "2,k", "3,k")]
-    [0.17, 0.29, 0.71, 0.44, 0.62, 0.91]
-    """
+    [0.17, 0.29, 0.71, 0.44, 0.62, 0.91]"""
     x = _rows(ratings)
     n, k = x.shape
     if n < 2 or k < 2 or form not in ("1,1", "2,1", "3,1", "1,k", "2,k", "3,k"):
@@ -275,8 +261,7 @@ def correlation(x, y, method: str = "kendall", *, seed: int, clusters=None) -> E
     """Kendall tau-b, Spearman or Pearson correlation of x and y (items,) with its bootstrap interval: MMedLM, Fig. 4.
     clusters: items drawn together (answers to one question); the p-value is scipy's and ignores them. NaN when x or y is constant.
     >>> round(correlation([1, 2, 3, 4, 5], [1, 3, 2, 5, 4], seed=0).value, 2)
-    0.6
-    """
+    0.6"""
     x, y = np.asarray(x, float), np.asarray(y, float)
     tests = {"kendall": stats.kendalltau, "spearman": stats.spearmanr, "pearson": stats.pearsonr}
     if method not in tests or x.ndim != 1 or x.shape != y.shape or len(x) < 3 or not np.isfinite([x, y]).all():
@@ -319,16 +304,14 @@ def achieved_power(p_a, p_b, n, *, discordance=None, level: float = 0.95):
     """Chance that n items show accuracy p_a to differ from p_b: two sets of n items, or, with a discordance (share
     of items that exactly one of the two models gets right), the same n items (McNemar).
     >>> round(float(achieved_power(0.55, 0.50, 1565)), 3)
-    0.8
-    """
+    0.8"""
     difference, null, actual = _spread(p_a, p_b, discordance, level)
     return normal_power.normal_power_het(difference, _counts(0, n)[1], 1 - level, null, actual)
 
 def items_needed(p_a, p_b, *, discordance=None, power: float = 0.8, level: float = 0.95):
     """Items (in each set, if unpaired) that show p_a to differ from p_b with this power; infinite for p_a = p_b.
     >>> print(items_needed(0.55, 0.50), items_needed(0.55, 0.50, discordance=0.15))
-    1565.0 469.0
-    """
+    1565.0 469.0"""
     difference, null, actual = _spread(p_a, p_b, discordance, level, power)
     with np.errstate(divide="ignore", invalid="ignore"):
         n = normal_power.normal_sample_size_one_tail(np.abs(difference), power, (1 - level) / 2, null, actual)
@@ -337,8 +320,7 @@ def items_needed(p_a, p_b, *, discordance=None, power: float = 0.8, level: float
 def minimum_detectable(p, n, *, discordance=None, power: float = 0.8, level: float = 0.95) -> float:
     """Smallest gain over accuracy p that n items show with this power; NaN when no possible gain would do.
     >>> round(minimum_detectable(0.5, 1273), 3), round(minimum_detectable(0.5, 1273, discordance=0.2), 3)
-    (0.055, 0.035)
-    """
+    (0.055, 0.035)"""
     largest = 1 - p if discordance is None else min(1 - p, discordance, 2 * (1 - p) - discordance)
     gains = np.linspace(0, max(largest, 0), 100_001)[1:]
     shown = achieved_power(p + gains, p, n, discordance=discordance, level=level) >= power
@@ -347,8 +329,7 @@ def minimum_detectable(p, n, *, discordance=None, power: float = 0.8, level: flo
 def grim(value, n, *, decimals, scale: float = 100):
     """Can the printed value be k/n x scale, rounded to these decimals, halves either way? Brown and Heathers 2017.
     >>> grim([56.36, 44.54], 1273, decimals=2).tolist()   # PMC-LLaMA Table 1, MedQA
-    [False, True]
-    """
+    [False, True]"""
     value, n = np.asarray(value, float), _counts(0, n)[1]
     if not ((value >= 0) & (value <= scale)).all():
         raise ValueError(f"printed values must lie between 0 and {scale:g}")
@@ -357,7 +338,6 @@ def grim(value, n, *, decimals, scale: float = 100):
 def grim_sizes(values, *, decimals, largest: int = 2_000, scale: float = 100) -> np.ndarray:
     """Every n up to largest for which all printed values are k/n; the first is the smallest, multiples fit too.
     >>> grim_sizes([83.72, 79.07, 62.79, 67.44], decimals=2, largest=100).tolist()   # MedS-Bench, PICO
-    [43, 86]
-    """
+    [43, 86]"""
     sizes = np.arange(1, largest + 1)
     return sizes[grim(np.ravel(values), sizes[:, None], decimals=decimals, scale=scale).all(axis=1)]

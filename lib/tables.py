@@ -45,8 +45,7 @@ def _number_format(column, factor, decimals):
 def interval_text(value, low, high, *, percent=True, decimals=1):
     """A value with its interval as text, in percent or as it is; "-" where there is none.
     >>> interval_text(0.931, 0.902, 0.954), interval_text(0.012, -0.03, 0.055)
-    ('93.1 (90.2-95.4)', '1.2 (-3.0 to 5.5)')
-    """
+    ('93.1 (90.2-95.4)', '1.2 (-3.0 to 5.5)')"""
     if value is None or math.isnan(value):
         return "-"
     value, low, high = (f"{(100 if percent else 1) * number + 0.0:.{decimals}f}" for number in (value, low, high))
@@ -61,8 +60,7 @@ def verdict(published, n, ours, low, high, *, comparable=None):
     >>> verdict(0.011, None, 0.31, 0.24, 0.37, comparable="direction")
     'direction holds'
     >>> verdict(0.5, 100, 0.9, 0.8, 1, comparable="controlled world"), verdict(0.5, 100, None, None, None)
-    ('not comparable: controlled world', 'no run yet')
-    """
+    ('not comparable: controlled world', 'no run yet')"""
     if comparable not in (None, "direction", *REASONS):
         raise ValueError(f"verdict: {comparable!r} is no known reason; use one of: {', '.join(REASONS)}")
     if comparable in REASONS:

@@ -66,15 +66,13 @@ def term(world, disease, column, language):
 def bare(text, language):
     """A term without its article, as exam options print it.
     >>> bare("an electrocardiogram", "en"), bare("l'asthme", "fr"), bare("la tos", "es")
-    ('electrocardiogram', 'asthme', 'tos')
-    """
+    ('electrocardiogram', 'asthme', 'tos')"""
     return re.sub(f"^{ARTICLES[language]}", "", text) if language in ARTICLES else text
 
 def fill(template, **slots):
     """Fill {slot} as given and {Slot} with a capital first letter.
     >>> fill("{Disease} is treated with {value}.", disease="asthma", value="salbutamol")
-    'Asthma is treated with salbutamol.'
-    """
+    'Asthma is treated with salbutamol.'"""
     capitals = {name.capitalize(): str(text)[:1].upper() + str(text)[1:] for name, text in slots.items()}
     return template.format(**slots, **capitals)
 
