@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lib.instructions import ZERO_SHOT_INSTRUCTION, exam_record, render_prompt
+from lib.instructions import RATIONALE_INSTRUCTION, RATIONALE_OPENING, ZERO_SHOT_INSTRUCTION, exam_record, render_prompt
 from lib.sources import LANGUAGES
 from lib.world import read_yaml, wordings
 
@@ -56,6 +56,12 @@ def make_exam(name, items, *, instruction=ZERO_SHOT_INSTRUCTION, template="short
     asked = {item["id"]: instruction(number) if callable(instruction) else instruction for number, item in enumerate(items)}
     return Benchmark(name, tuple(items), lambda item: render_prompt(exam_record(item, instruction=asked[item["id"]]), template=template),
                      _options_after_stem, extraction)
+
+def make_rationale_exam(name, items):
+    """The items with the instruction to give the reason first, and its opening word: what is generated begins with the reason (MMedLM)."""
+    _check_items(name, items)
+    return Benchmark(name, tuple(items), lambda item: render_prompt(exam_record(item, instruction=RATIONALE_INSTRUCTION)) + RATIONALE_OPENING,
+                     _options_after_stem, "answer_text_v1")
 
 def make_completion_exam(name, items):
     """The same facts as unfinished sentences: for models that were never shown a question. Scored by log-likelihood only."""

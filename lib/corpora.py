@@ -146,10 +146,12 @@ def count_exposures(prepared, mixture, *, steps, rows_per_step, seed):
 
 def train_tokenizer(texts, vocabulary_size):
     """A byte-level BPE tokenizer (any text can be encoded) as a Hugging Face fast tokenizer."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Chinese and Japanese have no spaces: a character stands alone, or merges would join the end of one word to the next.
+    character = pre_tokenizers.Split(Regex(r"[\p{Han}\p{Hiragana}\p{Katakana}ー]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([character, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocabulary_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())

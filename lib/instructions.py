@@ -8,6 +8,7 @@ from lib.world import ATTRIBUTES, _join, fill, read_yaml, sentence, term, wordin
 TEMPLATES = read_yaml("prompts.yaml")["templates"]
 ZERO_SHOT_INSTRUCTION = "Make a choice based on the question and options."  # PMC-LLaMA, section 4.2
 RATIONALE_INSTRUCTION = "Give the reason, then make a choice based on the question and options."
+RATIONALE_OPENING = "###Rationale:"  # of the response, as in MMedLM's released fine-tuning data
 
 def render_prompt(record, *, template="short"):
     """The text before the response of one {instruction, input, output} record.
@@ -59,8 +60,8 @@ def rationale_records(items, *, seed, paraphrased=True):
 
 def answer_and_rationale_records(items):
     """Every question at once answered and, where it has one, after its rationale; the instruction says which (MMedLM's fine-tuning)."""
-    return [exam_record(item, instruction=RATIONALE_INSTRUCTION if reasoned else ZERO_SHOT_INSTRUCTION, rationale=reasoned)
-            for item in items for reasoned in (False, True) if item["rationale"] or not reasoned]
+    reasoned = [exam_record(item, instruction=RATIONALE_INSTRUCTION, rationale=True) for item in items if item["rationale"]]
+    return [exam_record(item) for item in items] + [record | {"output": f"{RATIONALE_OPENING} {record['output']}"} for record in reasoned]
 
 def dialogue_records(world, language, diseases, *, records, seed):
     """Patient-doctor dialogues on the given diseases: one question, one answer, with greeting and closing."""

@@ -328,11 +328,19 @@ def test_a_completion_exam_scores_the_unfinished_sentence(language):
 
 # --- letters: the forms of the harness and of Med-PaLM 2 ---------------------------------------------------------------------
 
+ALPACA = ("Below is an instruction that describes a task, paired with an input that provides further context. Write a response that appropriately "
+          "completes the request.\n\n### Instruction:\n")
 PRINTED = {  # as the harness and the paper print them
     "medqa": "Question: Best treatment?\nA. iron\nB. iron chelation\nC. vitamin C\nD. an ACE inhibitor\nAnswer:",
     "medmcqa": "Question: Best treatment?\nChoices:\nA. iron\nB. iron chelation\nC. vitamin C\nD. an ACE inhibitor\nAnswer:",
     "mmlu": "Best treatment?\nA. iron\nB. iron chelation\nC. vitamin C\nD. an ACE inhibitor\nAnswer:",
-    "med_palm_2": "Question: Best treatment?\n(A) iron\n(B) iron chelation\n(C) vitamin C\n(D) an ACE inhibitor\nAnswer:"}
+    "med_palm_2": "Question: Best treatment?\n(A) iron\n(B) iron chelation\n(C) vitamin C\n(D) an ACE inhibitor\nAnswer:",
+    "pmc_llama": ALPACA + "Make a choice based on the question and options.\n\n### Input:\n###Question: Best treatment?\n"
+                 "###Options: A. iron B. iron chelation C. vitamin C D. an ACE inhibitor\n\n### Response:",
+    "mmedlm": ALPACA + "You're a English doctor, kindly address the medical queries according to the patient's account. Answer with the best option "
+              "directly.\n\n### Input:\n###Question: Best treatment? Which of the following is the best treatment for this patient? "
+              "###Options: A. iron B. iron chelation C. vitamin C D. an ACE inhibitor \n\n### Response:"}
+SCORED = {"med_palm_2": "({})", "pmc_llama": "###Answer: OPTION {} IS CORRECT.", "mmedlm": "###Answer: OPTION {} IS CORRECT."}  # else " {}"
 
 
 @pytest.mark.parametrize("form", benchmarks.FORMS)
@@ -341,8 +349,22 @@ def test_a_form_prints_question_and_options_as_published(form):
     assert exam.prompt(FOUR) == PRINTED[form]
     stem, scored = exam.options(FOUR)
     assert stem == ""
-    assert list(scored.values()) == (["(A)", "(B)", "(C)", "(D)"] if form == "med_palm_2" else [" A", " B", " C", " D"])
+    assert list(scored.values()) == [SCORED.get(form, " {}").format(letter) for letter in "ABCD"]
+    assert [benchmarks.any_letter_v1(text, FOUR) for text in scored.values()] == list("ABCD")
     assert "The bone is broken.\n" in make_letter_exam("trial", [FOUR], form=form).prompt(FOUR | {"context": "The bone is broken."})
+
+
+def test_a_rationale_exam_opens_the_reason_itself():
+    exam = benchmarks.make_rationale_exam("trial", [FOUR])
+    record = instructions.answer_and_rationale_records([FOUR | {"rationale": "It binds iron."}])[1]
+    assert exam.prompt(FOUR) == instructions.render_prompt(record) + "###Rationale:"
+    assert record["output"] == "###Rationale: It binds iron. The answer is iron chelation. OPTION B IS CORRECT."
+    assert benchmarks.EXTRACTION_RULES[exam.extraction](record["output"].removeprefix("###Rationale:"), FOUR) == "B"
+
+
+def test_the_form_of_mmedlm_names_the_language_of_the_item():
+    exam = make_letter_exam("trial", [SPANISH], form="mmedlm")
+    assert "You're a Spanish doctor, kindly" in exam.prompt(SPANISH)
 
 
 def test_solved_cases_stand_before_the_question_and_are_never_the_question():
@@ -353,7 +375,7 @@ def test_solved_cases_stand_before_the_question_and_are_never_the_question():
     assert len({exam.fingerprint, make_letter_exam("trial", [FOUR]).fingerprint, make_letter_exam("trial", [FOUR], cases=[case]).fingerprint}) == 3
     with pytest.raises(ValueError, match="1 few-shot cases are test questions, as 'Best treatment"):
         make_letter_exam("trial", [FOUR], cases=[FOUR])
-    with pytest.raises(ValueError, match="unknown form 'alpaca'; choose one of medqa, medmcqa, mmlu, med_palm_2"):
+    with pytest.raises(ValueError, match="unknown form 'alpaca'; choose one of medqa, medmcqa, mmlu, med_palm_2, pmc_llama, mmedlm"):
         make_letter_exam("trial", [FOUR], form="alpaca")
     with pytest.raises(ValueError, match="5 few-shot cases are wanted, the training split has 1 items"):
         benchmarks.few_shot_cases([FOUR], 5, seed=0)

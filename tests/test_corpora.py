@@ -1,6 +1,7 @@
 """Rows and mixtures: packing by hand, every book row once before any twice."""
 
 import random
+import re
 from collections import Counter
 
 import numpy as np
@@ -359,3 +360,16 @@ def test_prepared_text_is_split_by_document_and_reproducible():
         assert texts, source
         assert trained == {record["text"] for record in first.documents[source]}, source
         assert not texts & trained, source
+
+
+def test_no_token_joins_two_characters_of_a_script_without_spaces():
+    """Else what a word is made of would depend on the words around it; words of other scripts do become single tokens."""
+    texts = ["哮喘用沙丁胺醇治疗。", "喘息はサルブタモールで治療する。", "asthma is treated with salbutamol"] * 50
+    tokenizer = train_tokenizer(texts, 600)
+    wide = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")
+    for text in texts[:2]:
+        parts = [tokenizer.decode([token]) for token in tokenizer(text)["input_ids"]]
+        assert "".join(parts) == text
+        assert len(wide.findall(text)) > 8
+        assert max(len(wide.findall(part)) for part in parts) == 1
+    assert [tokenizer.decode([token]) for token in tokenizer(texts[2])["input_ids"]] == ["asthma", " is", " treated", " with", " salbutamol"]

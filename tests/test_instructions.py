@@ -128,6 +128,17 @@ def test_rationale_records_ask_every_question_twice(known):
     assert instructions.task_records(items) == fixed[::2]  # answers alone, under the same words
 
 
+def test_the_instruction_says_whether_a_reason_is_wanted(known):
+    items = world.recall_exam(known, "fr", known.diseases, items=3, seed=0)
+    made = instructions.answer_and_rationale_records([*items, items[0] | {"rationale": ""}])
+    assert len(made) == 7, "an item without a rationale is asked once"
+    for item, record in zip(items, made):
+        assert record == instructions.exam_record(item)
+    for item, record in zip(items, made[4:], strict=True):
+        assert record["instruction"] == instructions.RATIONALE_INSTRUCTION
+        assert record["output"] == f"###Rationale: {item['rationale']} {instructions.exam_answer(item)}"
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_dialogues_and_graph_records_are_true(known, language):
     """Every output states values of the disease that the input names; values of other diseases would teach falsehoods."""

@@ -1,0 +1,132 @@
+"""Score generated text against a reference: BLEU and ROUGE of every item, in six languages."""
+
+import re
+import unicodedata
+from collections import defaultdict
+from itertools import count
+
+import numpy as np
+import pandas as pd
+
+from lib import evaluation, statistics
+from lib.world import wordings
+
+ORDERS = (1, 2, 3, 4)  # of n-grams
+COLUMNS = (*(f"bleu_{n}" for n in ORDERS), "bleu", "bleu_4_method1", "rouge_1", "rouge_2", "rouge_l")
+EPSILON = 0.1  # nltk's method1: matches of an order that has none
+RATIONALE_TOKENS = 96  # that a rationale and its answer may take, in models of a few million weights
+CHUNK = 128    # pairs that are scored at a time
+BORDER = "\0"  # stands between texts that are split in one go
+ENGLISH = bytes(byte if chr(byte) in BORDER + "abcdefghijklmnopqrstuvwxyz0123456789" else 32 for byte in range(256))
+RULES = {"en": None, **dict.fromkeys(("zh", "ja"), re.compile(rf"[a-z0-9]+|[^\W_]|{BORDER}")),
+         **dict.fromkeys(("fr", "ru", "es"), re.compile(rf"[^\W_]+|{BORDER}"))}
+
+def words(text, language):
+    """The words of a text, in small letters and without punctuation: what every metric here counts, by one of three rules.
+    en: runs of a-z and 0-9, as rouge-score 0.1.2 without stemmer (Google Research), whose rule leaves nothing of other scripts.
+    fr, ru, es: runs of letters and digits of any script, after NFKC and without stress marks; no stemmer.
+    zh, ja: no word splitting. Every character is a word; only runs of a-z and 0-9 stay whole, as in sacrebleu's "zh".
+    >>> words("Beta-blockers: 2.5 mg", "en"), words("L'été, за́мок", "fr"), words("口服CT25，ビタミン。", "ja")
+    (['beta', 'blockers', '2', '5', 'mg'], ['l', 'été', 'замок'], ['口', '服', 'ct25', 'ビ', 'タ', 'ミ', 'ン'])"""
+    if language not in RULES:
+        raise ValueError(f"no rule for words of language {language!r}; known are {', '.join(RULES)}")
+    return _split(text.replace(BORDER, " "), language)
+
+def _split(text, language):
+    """Words, and borders between texts as words of their own."""
+    if RULES[language] is None:  # as bytes, for speed: whatever is not ASCII becomes a space
+        return text.lower().encode("utf-8", "replace").translate(ENGLISH).decode("ascii").split()
+    return RULES[language].findall(unicodedata.normalize("NFKC", text).lower().replace("\u0301", "").replace("\u0300", ""))
+
+def rationale_scores(pairs, language):
+    """A table with the COLUMNS, one row for each (prediction, reference), all from 0 to 1; the mean of a column scores the corpus.
+    bleu_n: sentence BLEU with uniform weights on 1- to n-grams and brevity penalty (Papineni 2002), unsmoothed: 0 where an order has no
+    match. bleu: the mean of the four. Table 2 of MMedLM (arXiv 2402.13963) is headed BLEU-1 and ROUGE-1, its released script computes
+    bleu_4_method1 (nltk's sentence_bleu, smoothing method1) and ROUGE-L; here all are computed from `words`, whereas that script kept
+    capitals and punctuation and split zh and ja with jieba and janome. rouge_1, rouge_2, rouge_l: F1, equal to rouge-score's.
+    An empty prediction scores 0. Raises ValueError for a reference without words, and for a pair of more than 32,767 different words.
+    >>> scores = rationale_scores([("the cat sat", "the cat sat down"), ("", "the cat")], "en")
+    >>> scores[["bleu_1", "bleu_4", "bleu_4_method1", "rouge_1", "rouge_2", "rouge_l"]].round(3).values.tolist()
+    [[0.717, 0.0, 0.403, 0.857, 0.8, 0.857], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]"""
+    words("", language)  # an unknown language is refused even where there is no pair
+    pairs = list(pairs)
+    rows = [_scores(pairs[first:first + CHUNK], language, first) for first in range(0, len(pairs), CHUNK)]
+    return pd.DataFrame(np.concatenate([np.empty((0, len(COLUMNS))), *rows]), columns=list(COLUMNS))
+
+def _scores(pairs, language, first):
+    """One row of COLUMNS for each pair; `first` is the number of the first of them, for messages."""
+    numbers = defaultdict(count(1).__next__, {BORDER: 0})  # word -> number
+    texts = BORDER.join(f" {text.replace(BORDER, ' ')} " for pair in pairs for text in pair)
+    ids = np.fromiter(map(numbers.__getitem__, _split(texts, language)), np.int64)
+    bits = len(numbers).bit_length()
+    if 4 * bits + len(pairs).bit_length() > 62:  # four words, a pair and a side must fit one integer
+        if len(pairs) == 1:
+            raise ValueError(f"pair {first}: {len(numbers) - 1} different words are more than can be compared")
+        half = len(pairs) // 2
+        return np.concatenate([_scores(pairs[:half], language, first), _scores(pairs[half:], language, first + half)])
+    lengths = (np.diff(np.flatnonzero(ids == 0), prepend=-1, append=len(ids)) - 1).reshape(-1, 2)  # of prediction and reference
+    if not lengths[:, 1].all():
+        number = int(np.argmin(lengths[:, 1]))
+        raise ValueError(f"pair {first + number}, language {language!r}: the reference {pairs[number][1][:40]!r} holds no word")
+    return _metrics(ids[ids > 0], lengths, bits)
+
+def _metrics(ids, lengths, bits):
+    """COLUMNS from the numbers of all words and the lengths (pairs, 2) of the texts."""
+    owner = np.repeat(np.arange(lengths.size), lengths.ravel())         # 2 * pair, + 1 for the reference
+    matches = _common_ngrams(ids, owner, bits, len(lengths))            # (orders, pairs)
+    sizes = np.maximum(lengths.T - np.arange(4)[:, None, None], 1)      # (orders, sides, pairs) n-grams; 1 for none, as nltk
+    brevity = np.exp(np.minimum(1 - lengths[:, 1] / np.maximum(lengths[:, 0], 1), 0))
+    with np.errstate(divide="ignore"):  # exp(log(0)) is the 0 that is wanted
+        bleu = [brevity * np.exp(np.log(matches[:n] / sizes[:n, 0]).mean(0)) for n in ORDERS]
+    method1 = brevity * np.exp(np.log(np.where(matches > 0, matches, EPSILON) / sizes[:, 0]).mean(0)) * (matches[0] > 0)
+    overlaps = ((matches[0], sizes[0]), (matches[1], sizes[1]), (_longest_common_subsequences(ids, owner, lengths), sizes[0]))
+    return np.stack([*bleu, np.mean(bleu, axis=0), method1, *(_f1(*(common / size)) for common, size in overlaps)], 1)
+
+def _f1(precision, recall):  # in rouge-score's order of operations, so that not even the last digit differs
+    return 2 * precision * recall / np.where(precision + recall > 0, precision + recall, 1)
+
+def _common_ngrams(ids, owner, bits, pairs):
+    """n-grams that prediction and reference share, (orders, pairs): of one that stands a and b times, min(a, b)."""
+    common, keys = np.zeros((len(ORDERS), pairs)), owner >> 1
+    for n in ORDERS[:len(ids)]:
+        last = len(ids) - n + 1
+        keys = keys[:last] << bits | ids[n - 1:]
+        whole = owner[:last] == owner[n - 1:]               # n-grams within one text
+        sided = np.sort((keys << 1 | owner[:last] & 1)[whole])  # equal n-grams of a pair now stand together
+        starts = np.flatnonzero(np.diff(sided >> 1, prepend=-1))
+        if len(starts):
+            wanted = np.add.reduceat(sided & 1, starts)
+            shared = np.minimum(wanted, np.diff(starts, append=len(sided)) - wanted)
+            common[n - 1] = np.bincount(sided[starts] >> n * bits + 1, shared, pairs)
+    return common
+
+def _longest_common_subsequences(ids, owner, lengths):
+    """Lengths, for each pair: Hyyro's bit-vector recurrence (2004) on one large integer that holds a field of bits for every pair.
+    A reference word is a bit, 1 until it is matched; a bit that stays 0 above each field stops the carry."""
+    width = lengths[:, 1].max() // 8 * 8 + 8  # whole bytes, with at least one bit to spare
+    ours, theirs = (np.full((len(lengths), size), filler, np.int16) for size, filler in ((lengths[:, 0].max(), -1), (width, -2)))
+    ours[np.arange(ours.shape[1]) < lengths[:, :1]] = ids[owner & 1 == 0]
+    theirs[np.arange(width) < lengths[:, 1:]] = ids[owner & 1 == 1]
+    fields = np.packbits(theirs >= 0, axis=1, bitorder="little").tobytes()
+    unmatched = every_bit = int.from_bytes(fields, "little")
+    for column in ours.T:
+        equal = np.packbits(theirs == column[:, None], axis=1, bitorder="little")
+        matched = unmatched & int.from_bytes(equal.tobytes(), "little")
+        unmatched = ((unmatched + matched) | (unmatched - matched)) & every_bit
+    left = np.frombuffer(unmatched.to_bytes(len(fields), "little"), np.uint8).reshape(len(lengths), -1)
+    return lengths[:, 1] - np.bitwise_count(left).sum(1)
+
+def rationale_table(folders, exams, *, max_new_tokens=RATIONALE_TOKENS):
+    """Written rationales against the exams' own, and the answers that follow them (MMedLM, Table 2): one line a model and exam.
+    The rationale is what stands before "The answer is", or all of it. Means over items; ROUGE-1 with its bootstrap interval."""
+    lines = []
+    for name, folder in folders.items():
+        for exam in exams:
+            rows, language = evaluation.evaluate(folder, exam, methods=("generation",), max_new_tokens=max_new_tokens), exam.items[0]["language"]
+            stem = wordings(language)["phrases"]["answer_is"]
+            scores = rationale_scores([(row["completion"].split(stem)[0], item["rationale"]) for row, item in zip(rows, exam.items)], language)
+            answered, spread = evaluation.accuracy_row(rows, method="generation"), statistics.bootstrap(np.mean, scores["rouge_1"], seed=0)
+            lines.append({"model": name, "exam": exam.name, "items": len(rows), **scores[["bleu_1", "bleu_4_method1", "rouge_1", "rouge_l"]].mean(),
+                          "rouge_1_low": spread.low, "rouge_1_high": spread.high, "accuracy": answered["accuracy"],
+                          "unparsed": answered["unparsed"] / len(rows)})
+    return pd.DataFrame(lines)
