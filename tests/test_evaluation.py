@@ -260,25 +260,6 @@ def test_only_the_same_items_are_compared(other):
         evaluation.compare(rows_of("AABB", "AAAA"), other)
 
 
-# --- curves ------------------------------------------------------------------------------------------------------------------
-
-def test_half_way_is_between_the_two_points_around_it():
-    """From chance 0.2 half-way to certainty is 0.6: between (10, 0.5) and (20, 0.7) that is 15 statements."""
-    curve = pd.DataFrame({"exposures": [0, 10, 20, 40], "accuracy": [0.2, 0.5, 0.7, 0.9]})
-    assert evaluation.exposures_for(curve, chance=0.2) == pytest.approx(15)
-    assert math.isnan(evaluation.exposures_for(curve.head(2), chance=0.2))
-
-
-def test_a_loss_curve_keeps_all_steps(folder):
-    """70 steps in 7 stretches: means of ten steps each, the last stretch ends at the last token."""
-    metrics = training.read_metrics(folder)
-    curve = evaluation.loss_curve(folder, points=7)
-    losses = [line["loss"] for line in metrics]
-    assert curve["loss"].tolist() == pytest.approx([np.mean(losses[i:i + 10]) for i in range(0, 70, 10)])
-    assert curve["tokens"].iloc[-1] == metrics[-1]["tokens"] == 70 * 4 * 160
-    assert curve["loss"].iloc[-1] < 0.5 < curve["loss"].iloc[0]  # and it learned
-
-
 # --- the exams of the notebooks ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ["smoke", "small"])
