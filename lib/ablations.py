@@ -4,7 +4,7 @@ import random
 
 import pandas as pd
 
-from lib import benchmarks, corpora, evaluation, generation, instructions, models, reported, sources, statistics, training, world
+from lib import corpora, evaluation, instructions, models, reported, sources, statistics, training, world
 from lib.results import append_row
 
 TABLE = world.read_yaml("ablations.yaml")  # the rows of PMC-LLaMA's Table 1, and what stands in for what with real data
@@ -142,53 +142,6 @@ def steps_between(folders, exams, *, seed=0):
     names = list(folders)
     rows = [{"row": name, "extends": before} for before, name in zip([None, *names], names)]
     return step_table(rows, {seed: folders}, exams)
-
-def open_answer_table(folders, profile, *, seed=0):
-    """Open answers on held-out diseases: does a reply to a patient name the right term, is the right relation preferred?
-    The reply is generated and searched for the term. The relation of two concepts is chosen among the six by log-likelihood."""
-    known = world.load_world(number_of_diseases=profile.number_of_diseases)
-    diseases, words = world.split_diseases(known, test_share=0.6)[1], world.wordings("en")
-    facts = [(disease, attribute) for disease in diseases for attribute in world.ATTRIBUTES]
-    chosen = random.Random(f"open {seed}").sample(facts, min(profile.test_items // 2, len(facts)))
-    instruction = instructions.training_instructions("en", "dialogue")[0]
-    prompts = [instructions.render_prompt({"instruction": instruction, "input": world.sentence(known, disease, attribute, "en", template)})
-               for disease, attribute in chosen for template in words["attributes"][attribute]["patient"][:1]]
-    terms = [world.bare(world.term(known, disease, attribute, "en"), "en") for disease, attribute in chosen]
-    relation = _relation_exam(known, chosen, words)
-    lines = []
-    for name, folder in folders.items():
-        replies = generation.generate(*models.load_model(training.model_folder(folder)), prompts, max_new_tokens=48)
-        named = sum(term.casefold() in text.casefold() for term, text in zip(terms, replies))
-        rows = evaluation.evaluate(folder, relation, methods=("loglikelihood",))
-        for task, right, chance in (("reply to a patient", named, 0.0), ("relation of two concepts", int(evaluation.correct(rows).sum()), 1 / 6)):
-            low, high = statistics.clopper_pearson(right, len(chosen))
-            lines.append({"model": name, "task": task, "items": len(chosen), "accuracy": right / len(chosen), "low": float(low),
-                          "high": float(high), "chance": chance})
-    return pd.DataFrame(lines).sort_values("task", kind="stable", ignore_index=True)
-
-def _relation_exam(known, facts, words):
-    """Which of six relations holds between a disease and a value: the options are the six sentences that say so."""
-    instruction, items = instructions.training_instructions("en", "relation")[0], []
-    for number, (disease, attribute) in enumerate(facts):
-        slots = {"disease": world.term(known, disease, "name", "en"), "value": world.term(known, disease, attribute, "en")}
-        items.append({"id": f"relation-{number}", "language": "en", "answer_idx": "ABCDEF"[world.ATTRIBUTES.index(attribute)],
-                      "question": f"{slots['disease']}; {slots['value']}", "meta_info": {"fact": world.fact_id(disease, attribute)},
-                      "options": {letter: world.fill(words["relation"][a][0], **slots) for letter, a in zip("ABCDEF", world.ATTRIBUTES)}})
-    return benchmarks.Benchmark("relation", tuple(items), lambda item: instructions.render_prompt(
-        {"instruction": instruction, "input": item["question"]}), lambda item: ("", item["options"]), "answer_text_v1")
-
-def unseen_wording_table(folders, profile, *, seed=0):
-    """The recall exam under instructions that no training example carries, generated: accuracy, and the share that can be read."""
-    pool = instructions.unseen_instructions("en", "exam")
-    items, lines = evaluation.world_exams(profile, seed=seed)["recall"], []
-    for wording, instruction in (("the usual instruction", instructions.ZERO_SHOT_INSTRUCTION),
-                                 ("unseen wordings", lambda number: pool[number % len(pool)])):
-        exam = benchmarks.make_exam("recall", items, instruction=instruction)
-        for name, folder in folders.items():
-            row = evaluation.accuracy_row(evaluation.evaluate(folder, exam), method="generation")
-            lines.append({"model": name, "instruction": wording, "items": row["items"], "accuracy": row["accuracy"], "low": row["low"],
-                          "high": row["high"], "parsed": 1 - row["unparsed"] / row["items"]})
-    return pd.DataFrame(lines)
 
 def ablation_findings(rows, table, steps):
     """The numbers of notebook 04, name -> value: every cell of the table, and the steps of the exam that asks for facts."""
