@@ -17,7 +17,7 @@ from scipy import stats
 from lib import ablations, benchmarks, corpora, evaluation, instructions, sources, training, world
 from lib.models import load_model
 from lib.profiles import PROFILES, Architecture, six_languages
-from lib.results import REPOSITORY, read_rows, start_run
+from lib.results import REPOSITORY, read_rows
 
 METALS = ("iron", "zinc", "gold", "lead")
 SAID = "The answer is iron. OPTION C IS CORRECT."  # whatever is asked, and whatever letter iron has
@@ -316,15 +316,10 @@ TABLE_1 = {"2M base": (44.54, 48.51, 73.40), "5M base": (45.48, 51.42, 76.40), "
 EXAMS = {"vignette": "MedQA", "recall": "MedMCQA", "abstract": "PubMedQA"}
 
 
-def cells(rows, exams):
-    return pd.DataFrame([{"row": row["row"], "exam": exam} for row in rows for exam in exams])
-
-
 def test_every_published_row_and_cell_is_there():
     """8 rows x 3 exams: our table holds the 24 values of the paper, each beside the row that repeats it, and no other."""
     rows = ablations.pmc_llama_rows(PROFILES["small"])
-    table = cells(rows, EXAMS)
-    table["published"] = ablations.published_column(table, rows)
+    table = pd.read_csv(REPOSITORY / "results" / "small" / "04_ablations" / "tables" / "table_1.csv")
     ours = {(line.row, line.exam): round(100 * line.published, 2) for line in table.itertuples()}
     assert ours == {(row, exam): value for row, values in TABLE_1.items() for exam, value in zip(EXAMS, values)}
     assert len(ours) == 24
@@ -333,8 +328,6 @@ def test_every_published_row_and_cell_is_there():
                 if line["table"] == "1" and line["metric"] == "accuracy"}
     names = {row["row"]: row["reported"] for row in rows}
     assert {(names[row], EXAMS[exam]): value for (row, exam), value in ours.items()} == file
-    mixed = table.sample(frac=1, random_state=0)
-    assert ablations.published_column(mixed, rows) == mixed["published"].tolist()  # by name, not by place
 
 
 @pytest.mark.parametrize(("name", "data_dir", "number"), [("small", "", 8), ("smoke", "", 8), ("full", "", 6), ("small", "data", 5)])
@@ -422,18 +415,8 @@ def test_tables_by_hand(answered):
     assert step["p_value"] == pytest.approx(2 / 64)  # six facts differ: two seeds are not ten independent items
     between = ablations.steps_between({"base": "base-0", "books": "books-0"}, [answered])
     assert between["step"].tolist() == ["books over base"]
-    found = ablations.ablation_findings(ROWS, table, ablations.step_table(ROWS, one, [answered]))
-    assert (found["base_recall"], found["books_recall"], found["books_gain"], found["chance"]) == (0.125, 0.75, 0.625, 0.25)
-    assert found["rationale_gain"] is None
-
-
-def test_rows_are_saved_once(answered, places):
-    """A rerun replaces the file: appended rows would double every item."""
-    run = start_run("04_trial", {"PROFILE": "smoke"})
-    for _ in range(2):
-        written = ablations.save_rows(run, {0: {"2M + books": "books-0"}}, [answered])
-        assert written == {"seed-0-2M_and_books.jsonl": 8}
-    assert len(read_rows(run.folder / "rows" / "seed-0-2M_and_books.jsonl")) == 8
+    found = ablations.gains(between, {"books": "books", "rationale": None})
+    assert (found["books_gain"], found["books_gain_low"], found["rationale_gain"]) == (0.625, between.loc[0, "low"], None)
 
 
 def test_six_relations_are_six_sentences():

@@ -151,6 +151,16 @@ def test_committed_curves_lead_where_the_findings_say():
     assert reached == pytest.approx((1 + findings["chance"]) / 2, abs=1e-3)
 
 
+def test_single_items_stand_in_the_rows_once():
+    """One line a question of each exam: a line that is appended twice would count its question twice."""
+    table, _ = small("04_ablations", "table_1")
+    files = sorted((REPOSITORY / "results" / "small" / "04_ablations" / "rows").glob("*.jsonl"))
+    assert len(files) == table["row"].nunique() * table["seeds"].max()
+    for path in files:
+        rows = results.read_rows(path)
+        assert len({(row["exam"], row["id"]) for row in rows}) == len(rows) == table.groupby("row")["items"].sum().max() / table["seeds"].max()
+
+
 def test_committed_results_hold_no_secret_and_no_path():
     paths = [path for path in (REPOSITORY / "results").glob("*/*/**/*")
              if path.suffix in (".ipynb", ".html", ".json", ".csv", ".jsonl") and ".failed" not in path.parts]
