@@ -4,8 +4,7 @@ import random
 
 import pandas as pd
 
-from lib import benchmarks, corpora, evaluation, generation, instructions, models, reported, sources, statistics, training, world
-from lib.results import append_row
+from lib import corpora, evaluation, instructions, models, sources, statistics, training, world
 
 TABLE = world.read_yaml("ablations.yaml")  # the rows of PMC-LLaMA's Table 1, and what stands in for what with real data
 
@@ -120,100 +119,14 @@ def step_table(rows, trained, exams, *, method="loglikelihood"):
                           "low": gain.low, "high": gain.high, "wins": gain.wins, "losses": gain.losses, "p_value": gain.p_value})
     return pd.DataFrame(lines)
 
-def published_column(table, rows):
-    """The published accuracy (0-1) of the paper's row on the exam that ours stands for, in the order of `table`."""
-    published = reported.query("PMC-LLaMA", table="1", metric="accuracy").set_index(["row", "column"])["value"] / 100
-    names = {row["row"]: row["reported"] for row in rows}
-    return [published[names[line.row], TABLE["published_exam"][line.exam]] for line in table.itertuples()]
-
-def exposure_column(rows, profile, exam, data_dir="", *, seed=0):
-    """{row: mean number of statements of the facts that the exam asks}, over the injection of each row; 0 without injection."""
-    if data_dir:
-        return {}
-    prepared = corpora.prepare(corpora.load_sources(profile), profile)
-    facts, per_step, found = {item["meta_info"]["fact"] for item in exam.items}, profile.tokens_per_step, {None: 0.0}
-    for name in {row["injection"] for row in rows} - {None}:
-        counts = corpora.count_exposures(prepared, corpora.mixed(prepared, name), steps=round(profile.injection_tokens / per_step),
-                                         rows_per_step=per_step // profile.sequence_length, seed=seed)
-        found[name] = sum(counts.get(fact, 0.0) for fact in facts) / len(facts)
-    return {row["row"]: found[row["injection"]] for row in rows}
-
 def steps_between(folders, exams, *, seed=0):
     """Each model against the one before it in `folders`, as step_table does for rows."""
     names = list(folders)
     rows = [{"row": name, "extends": before} for before, name in zip([None, *names], names)]
     return step_table(rows, {seed: folders}, exams)
 
-def open_answer_table(folders, profile, *, seed=0):
-    """Open answers on held-out diseases: does a reply to a patient name the right term, is the right relation preferred?
-    The reply is generated and searched for the term. The relation of two concepts is chosen among the six by log-likelihood."""
-    known = world.load_world(number_of_diseases=profile.number_of_diseases)
-    diseases, words = world.split_diseases(known, test_share=0.6)[1], world.wordings("en")
-    facts = [(disease, attribute) for disease in diseases for attribute in world.ATTRIBUTES]
-    chosen = random.Random(f"open {seed}").sample(facts, min(profile.test_items // 2, len(facts)))
-    instruction = instructions.training_instructions("en", "dialogue")[0]
-    prompts = [instructions.render_prompt({"instruction": instruction, "input": world.sentence(known, disease, attribute, "en", template)})
-               for disease, attribute in chosen for template in words["attributes"][attribute]["patient"][:1]]
-    terms = [world.bare(world.term(known, disease, attribute, "en"), "en") for disease, attribute in chosen]
-    relation = _relation_exam(known, chosen, words)
-    lines = []
-    for name, folder in folders.items():
-        replies = generation.generate(*models.load_model(training.model_folder(folder)), prompts, max_new_tokens=48)
-        named = sum(term.casefold() in text.casefold() for term, text in zip(terms, replies))
-        rows = evaluation.evaluate(folder, relation, methods=("loglikelihood",))
-        for task, right, chance in (("reply to a patient", named, 0.0), ("relation of two concepts", int(evaluation.correct(rows).sum()), 1 / 6)):
-            low, high = statistics.clopper_pearson(right, len(chosen))
-            lines.append({"model": name, "task": task, "items": len(chosen), "accuracy": right / len(chosen), "low": float(low),
-                          "high": float(high), "chance": chance})
-    return pd.DataFrame(lines).sort_values("task", kind="stable", ignore_index=True)
-
-def _relation_exam(known, facts, words):
-    """Which of six relations holds between a disease and a value: the options are the six sentences that say so."""
-    instruction, items = instructions.training_instructions("en", "relation")[0], []
-    for number, (disease, attribute) in enumerate(facts):
-        slots = {"disease": world.term(known, disease, "name", "en"), "value": world.term(known, disease, attribute, "en")}
-        items.append({"id": f"relation-{number}", "language": "en", "answer_idx": "ABCDEF"[world.ATTRIBUTES.index(attribute)],
-                      "question": f"{slots['disease']}; {slots['value']}", "meta_info": {"fact": world.fact_id(disease, attribute)},
-                      "options": {letter: world.fill(words["relation"][a][0], **slots) for letter, a in zip("ABCDEF", world.ATTRIBUTES)}})
-    return benchmarks.Benchmark("relation", tuple(items), lambda item: instructions.render_prompt(
-        {"instruction": instruction, "input": item["question"]}), lambda item: ("", item["options"]), "answer_text_v1")
-
-def unseen_wording_table(folders, profile, *, seed=0):
-    """The recall exam under instructions that no training example carries, generated: accuracy, and the share that can be read."""
-    pool = instructions.unseen_instructions("en", "exam")
-    items, lines = evaluation.world_exams(profile, seed=seed)["recall"], []
-    for wording, instruction in (("the usual instruction", instructions.ZERO_SHOT_INSTRUCTION),
-                                 ("unseen wordings", lambda number: pool[number % len(pool)])):
-        exam = benchmarks.make_exam("recall", items, instruction=instruction)
-        for name, folder in folders.items():
-            row = evaluation.accuracy_row(evaluation.evaluate(folder, exam), method="generation")
-            lines.append({"model": name, "instruction": wording, "items": row["items"], "accuracy": row["accuracy"], "low": row["low"],
-                          "high": row["high"], "parsed": 1 - row["unparsed"] / row["items"]})
-    return pd.DataFrame(lines)
-
-def ablation_findings(rows, table, steps):
-    """The numbers of notebook 04, name -> value: every cell of the table, and the steps of the exam that asks for facts."""
-    exam, names = ("recall" if "recall" in set(table["exam"]) else "medmcqa"), {row["key"]: row["row"] for row in rows}
-    cell = table[table["exam"] == exam].set_index("row")
-    found = {f"{line.row} / {line.exam}": line.accuracy for line in table.itertuples()} | {"chance": cell["chance"].iloc[0]}
-    found |= {f"{key}_recall": cell.loc[name, "accuracy"] for key, name in names.items()}
-    return found | gains(steps, {line["key"]: names.get(line["key"]) for line in TABLE["pmc_llama"]}, exam=exam)  # None: no such row
-
 def gains(steps, named, *, exam="recall"):
     """{name_gain, name_gain_low, name_gain_high} of the rows {name: row} of a step table on one exam; None where there is no such row."""
     lines = steps[steps["exam"] == exam].set_index("row")
     return {f"{short}_gain{end}": lines.loc[row, column] if row in lines.index else None for short, row in named.items()
             for end, column in (("", "difference"), ("_low", "low"), ("_high", "high"))}
-
-def save_rows(run, trained, exams):
-    """rows/<seed>-<row>.jsonl: one line a question with prompt, completion and scores; {file: lines}."""
-    written = {}
-    for seed, folders in trained.items():
-        for name, folder in folders.items():
-            path = run.folder / "rows" / f"seed-{seed}-{name.replace('+', 'and').replace(' ', '_')}.jsonl"
-            path.unlink(missing_ok=True)
-            lines = [line for exam in exams for line in evaluation.evaluate(folder, exam)]
-            for line in lines:
-                append_row(path, line)
-            written[path.name] = len(lines)
-    return written

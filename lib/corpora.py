@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from lib import filters, sources, world
 
@@ -84,12 +83,6 @@ def clean_sources(raw):
         if not kept[source]:
             raise ValueError(f"source {source!r}: none of its {len(records)} documents passed the filters")
     return Cleaned(kept, dropped)
-
-def document_table(documents, tokenizer):
-    """One line a document: source, language, tokens, characters."""
-    return pd.DataFrame({"source": source, "language": record["language"], "tokens": int(tokens), "characters": len(record["text"])}
-                        for source, records in documents.items()
-                        for record, tokens in zip(records, count_tokens(tokenizer, [r["text"] for r in records])))
 
 def prepare(raw, profile, *, tokenizer=None, held_out_share=0.05):
     """Clean, split by document, tokenise and pack {source: records}; a tokenizer is trained where none is given."""

@@ -1,7 +1,5 @@
 """A model on a benchmark: one row per item, kept beside the model, and the tables that follow from the rows."""
 
-import itertools
-import json
 import math
 import random
 from pathlib import Path
@@ -10,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from lib import benchmarks, sources, statistics, teacher, training, world
-from lib.corpora import count_exposures, count_tokens
-from lib.generation import generate, option_loglikelihoods, perplexity
+from lib.corpora import count_tokens
+from lib.generation import generate, option_loglikelihoods
 from lib.models import load_model
 from lib.results import append_row, read_rows
 
@@ -201,50 +199,3 @@ def injection_exams(profile, data_dir="", *, seed=0):
     if data_dir:
         return [*exams(profile, data_dir, seed=seed), everyday]
     return [benchmarks.make_completion_exam("recall", world_exams(profile, seed=seed)["recall"]), everyday]
-
-def loss_curve(folder, *, points=60):
-    """Tokens seen and loss of a stage, averaged into at most `points` stretches."""
-    frame = pd.DataFrame(training.read_metrics(folder))[["tokens", "loss"]]
-    return frame.groupby(np.arange(len(frame)) * points // len(frame)).agg({"tokens": "max", "loss": "mean"}).reset_index(drop=True)
-
-def curve_scores(base, stages, tests):
-    """Accuracy of every kept model of every stage on every exam, the base model at 0 tokens included."""
-    lines = []
-    for name, folder in stages.items():
-        tokens = {row["step"]: int(row["tokens"]) for row in training.read_metrics(folder)}
-        for step, model in {0: base, **training.kept_models(folder)}.items():
-            lines += [{"mixture": name, "tokens": tokens.get(step, 0), "exam": test.name}
-                      | accuracy_row(evaluate(model, test, methods=("loglikelihood",)), chance=test.chance) for test in tests]
-    return pd.DataFrame(lines)
-
-def perplexity_table(folders, held_out):
-    """Perplexity per token of each model on held-out rows of each source: one line a source, one column a model."""
-    columns = {}
-    for name, folder in folders.items():
-        model, _ = load_model(training.model_folder(folder))
-        columns[name] = {source: math.exp(perplexity(model, packed)[0]) for source, packed in held_out.items()}
-    return pd.DataFrame(columns).rename_axis("source").reset_index()
-
-def exposure_curve(folder, prepared, mixture, test, *, seed=0):
-    """Recall by the number of times a fact had been stated, over all kept models of a stage; empty where facts are not known."""
-    stage, pairs = json.loads((Path(folder) / "stage.json").read_text())["stage"], []
-    for step, model in training.kept_models(folder).items():
-        counts = count_exposures(prepared, mixture, steps=step, rows_per_step=stage["rows_per_step"], seed=seed)
-        rows = evaluate(model, test, methods=("loglikelihood",))
-        pairs += [(counts.get(row["fact"], 0.0), right) for row, right in zip(rows, correct(rows)) if counts]
-    if not pairs:
-        return pd.DataFrame()
-    frame = pd.DataFrame(pairs, columns=["exposures", "right"]).sort_values("exposures", ignore_index=True)
-    parts = frame.groupby(frame.index * 12 // len(frame))
-    low, high = statistics.clopper_pearson(parts["right"].sum(), parts.size())
-    return pd.DataFrame({"model": "injected", "exposures": parts["exposures"].agg(pd.Series.mean), "items": parts.size(),
-                         "accuracy": parts["right"].mean(), "low": low, "high": high}).reset_index(drop=True)
-
-def exposures_for(curve, *, chance):
-    """Statements needed to come half-way from chance to certainty, between the two points of the curve around it; NaN if never."""
-    half = chance + (1 - chance) / 2
-    for before, after in itertools.pairwise(curve.itertuples()):
-        if before.accuracy < half <= after.accuracy:
-            share = (half - before.accuracy) / (after.accuracy - before.accuracy)
-            return before.exposures + share * (after.exposures - before.exposures)
-    return math.nan

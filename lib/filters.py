@@ -10,7 +10,6 @@ import zlib
 from collections import Counter
 
 import numpy as np
-import pandas as pd
 
 from lib.world import bare, read_table, read_yaml
 
@@ -186,16 +185,3 @@ def clean(records, steps):
             continue
         dropped.append({k: original[k] for k in ABOUT} | {"reason": record, "sample": original["text"][:80]})
     return kept, dropped
-
-def count_reasons(dropped):
-    """Documents dropped per source, language and reason, as a table."""
-    return _sums([(drop["source"], drop["language"], drop["reason"], 1) for drop in dropped], "reason", "documents")
-
-def count_removed(records):
-    """Lines and marks taken out of kept records per source, language and kind, as a table."""
-    return _sums([(record["source"], record["language"], *item) for record in records
-                  for item in record.get("meta", {}).get("removed", {}).items()], "kind", "lines")
-
-def _sums(rows, kind, number):
-    keys = [*ABOUT[1:], kind]
-    return pd.DataFrame(rows, columns=[*keys, number]).groupby(keys, as_index=False)[number].sum()

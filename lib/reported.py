@@ -94,7 +94,7 @@ def grim(frame):
         for index in known.index[~statistics.grim(value, n, decimals=known["decimals"], scale=scale)]:
             yield [index], nearest[index], f"no k/n of {n[index]:.0f} {what} is printed like this"
 
-def _explained(frame):
+def explained_intervals(frame):
     """Yield (paper, table, cells with an interval, the method that gives most of the intervals, which it gives)."""
     cells = frame[frame["interval_low"].notna() & frame["metric"].isin(SCALE) & frame["n"].notna()]
     for (paper, table), part in cells.groupby(["paper", "table"], sort=False):
@@ -109,14 +109,9 @@ def _explained(frame):
         best = max(fits, key=lambda method: fits[method].sum())
         yield paper, table, part, best, fits[best]
 
-def interval_methods() -> pd.DataFrame:
-    """Which interval each table prints: the method, and how many of the printed intervals it gives."""
-    found = [(paper, table, best, fits.sum(), len(fits)) for paper, table, _, best, fits in _explained(read())]
-    return pd.DataFrame(found, columns=["paper", "table", "method", "matched", "intervals"])
-
 def intervals(frame):
     """All intervals of a table come from one method and k/n."""
-    for _, _, part, best, fits in _explained(frame):
+    for _, _, part, best, fits in explained_intervals(frame):
         yield from (([index], np.nan, f"not {best}, as {fits.sum()} of {len(fits)} are") for index in part.index[~fits])
 
 def overlaps(frame):

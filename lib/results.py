@@ -156,10 +156,6 @@ def read_rows(path):
             raise ValueError(f"{path}, line {number}: not JSON ({error}); delete the line and run again") from None
     return rows
 
-def read_findings(profile, notebook):
-    """The findings of an earlier notebook, name -> value; profile is the folder name, e.g. small or small-public."""
-    return json.loads(_earlier(profile, notebook, "findings.json").read_text(encoding="utf-8"))
-
 def read_table(profile, notebook, name):
     """A table of an earlier notebook as a pandas DataFrame."""
     import pandas

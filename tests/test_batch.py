@@ -148,7 +148,7 @@ def test_parameters_reach_the_kernel_and_the_provenance(notebook):
     notebook("01_trial", 'assert (PROFILE, SEEDS, LANGUAGES, SHUFFLE) == ("smoke", 3, ["zh", "ja"], False)')
     given = ["--profile", "smoke", "-p", "SEEDS", "3", "-p", "LANGUAGES", '["zh", "ja"]', "-p", "SHUFFLE", "false"]
     assert batch.main(["01", *given]) == 0
-    assert results.read_findings("smoke", "01_trial") == {"value": 3}
+    assert json.loads((results.results_root() / "smoke/01_trial/findings.json").read_text()) == {"value": 3}
     provenance = json.loads((results.results_root() / "smoke/01_trial/provenance.json").read_text())
     assert provenance["parameters"] == {
         "PROFILE": "smoke", "SEEDS": 3, "RATE": 0.5, "LANGUAGES": ["zh", "ja"], "SHUFFLE": False}

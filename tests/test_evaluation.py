@@ -17,7 +17,7 @@ from scipy import stats
 from lib import ablations, benchmarks, corpora, evaluation, instructions, sources, training, world
 from lib.models import load_model
 from lib.profiles import PROFILES, Architecture, six_languages
-from lib.results import REPOSITORY, read_rows, start_run
+from lib.results import REPOSITORY, read_rows
 
 METALS = ("iron", "zinc", "gold", "lead")
 SAID = "The answer is iron. OPTION C IS CORRECT."  # whatever is asked, and whatever letter iron has
@@ -260,25 +260,6 @@ def test_only_the_same_items_are_compared(other):
         evaluation.compare(rows_of("AABB", "AAAA"), other)
 
 
-# --- curves ------------------------------------------------------------------------------------------------------------------
-
-def test_half_way_is_between_the_two_points_around_it():
-    """From chance 0.2 half-way to certainty is 0.6: between (10, 0.5) and (20, 0.7) that is 15 statements."""
-    curve = pd.DataFrame({"exposures": [0, 10, 20, 40], "accuracy": [0.2, 0.5, 0.7, 0.9]})
-    assert evaluation.exposures_for(curve, chance=0.2) == pytest.approx(15)
-    assert math.isnan(evaluation.exposures_for(curve.head(2), chance=0.2))
-
-
-def test_a_loss_curve_keeps_all_steps(folder):
-    """70 steps in 7 stretches: means of ten steps each, the last stretch ends at the last token."""
-    metrics = training.read_metrics(folder)
-    curve = evaluation.loss_curve(folder, points=7)
-    losses = [line["loss"] for line in metrics]
-    assert curve["loss"].tolist() == pytest.approx([np.mean(losses[i:i + 10]) for i in range(0, 70, 10)])
-    assert curve["tokens"].iloc[-1] == metrics[-1]["tokens"] == 70 * 4 * 160
-    assert curve["loss"].iloc[-1] < 0.5 < curve["loss"].iloc[0]  # and it learned
-
-
 # --- the exams of the notebooks ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ["smoke", "small"])
@@ -335,15 +316,10 @@ TABLE_1 = {"2M base": (44.54, 48.51, 73.40), "5M base": (45.48, 51.42, 76.40), "
 EXAMS = {"vignette": "MedQA", "recall": "MedMCQA", "abstract": "PubMedQA"}
 
 
-def cells(rows, exams):
-    return pd.DataFrame([{"row": row["row"], "exam": exam} for row in rows for exam in exams])
-
-
 def test_every_published_row_and_cell_is_there():
     """8 rows x 3 exams: our table holds the 24 values of the paper, each beside the row that repeats it, and no other."""
     rows = ablations.pmc_llama_rows(PROFILES["small"])
-    table = cells(rows, EXAMS)
-    table["published"] = ablations.published_column(table, rows)
+    table = pd.read_csv(REPOSITORY / "results" / "small" / "04_ablations" / "tables" / "table_1.csv")
     ours = {(line.row, line.exam): round(100 * line.published, 2) for line in table.itertuples()}
     assert ours == {(row, exam): value for row, values in TABLE_1.items() for exam, value in zip(EXAMS, values)}
     assert len(ours) == 24
@@ -352,8 +328,6 @@ def test_every_published_row_and_cell_is_there():
                 if line["table"] == "1" and line["metric"] == "accuracy"}
     names = {row["row"]: row["reported"] for row in rows}
     assert {(names[row], EXAMS[exam]): value for (row, exam), value in ours.items()} == file
-    mixed = table.sample(frac=1, random_state=0)
-    assert ablations.published_column(mixed, rows) == mixed["published"].tolist()  # by name, not by place
 
 
 @pytest.mark.parametrize(("name", "data_dir", "number"), [("small", "", 8), ("smoke", "", 8), ("full", "", 6), ("small", "data", 5)])
@@ -441,32 +415,18 @@ def test_tables_by_hand(answered):
     assert step["p_value"] == pytest.approx(2 / 64)  # six facts differ: two seeds are not ten independent items
     between = ablations.steps_between({"base": "base-0", "books": "books-0"}, [answered])
     assert between["step"].tolist() == ["books over base"]
-    found = ablations.ablation_findings(ROWS, table, ablations.step_table(ROWS, one, [answered]))
-    assert (found["base_recall"], found["books_recall"], found["books_gain"], found["chance"]) == (0.125, 0.75, 0.625, 0.25)
-    assert found["rationale_gain"] is None
+    found = ablations.gains(between, {"books": "books", "rationale": None})
+    assert (found["books_gain"], found["books_gain_low"], found["rationale_gain"]) == (0.625, between.loc[0, "low"], None)
 
 
-def test_rows_are_saved_once(answered, places):
-    """A rerun replaces the file: appended rows would double every item."""
-    run = start_run("04_trial", {"PROFILE": "smoke"})
-    for _ in range(2):
-        written = ablations.save_rows(run, {0: {"2M + books": "books-0"}}, [answered])
-        assert written == {"seed-0-2M_and_books.jsonl": 8}
-    assert len(read_rows(run.folder / "rows" / "seed-0-2M_and_books.jsonl")) == 8
-
-
-def test_the_relation_exam_has_one_true_sentence():
-    """Six sentences on a disease and one of its values: the right one states the relation that the tables hold."""
+def test_six_relations_are_six_sentences():
+    """Two relations that are worded alike would make a question of notebook 03 with two right options."""
     known = world.load_world(number_of_diseases=24)
-    facts = [(disease, attribute) for disease in known.diseases for attribute in world.ATTRIBUTES]
-    words = world.wordings("en")
-    exam = ablations._relation_exam(known, facts, words)
-    for (disease, attribute), item in zip(facts, exam.items):
-        benchmarks.check_item(item, where="relation")
-        assert item["options"][item["answer_idx"]] == world.sentence(known, disease, attribute, "en", words["relation"][attribute][0])
-        assert len(set(item["options"].values())) == 6
-    assert len(exam.items) == 144
-    assert exam.chance == pytest.approx(1 / 6)
+    wordings = [templates[0] for templates in world.wordings("en")["relation"].values()]
+    said = {(disease["disease_id"], attribute): {world.sentence(known, disease, attribute, "en", wording) for wording in wordings}
+            for disease in known.diseases for attribute in world.ATTRIBUTES}
+    assert len(said) == 144
+    assert {len(sentences) for sentences in said.values()} == {6}
 
 
 # --- letters, few-shot cases, the harness, an endpoint -------------------------------------------------------------------

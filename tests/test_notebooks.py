@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from lib import batch, results
@@ -129,6 +131,34 @@ def test_the_readme_quotes_the_committed_findings():
     assert len(BOLD_FINDING.findall(readme)) >= 10, "the README quotes no numbers"
     assert results.fill_answer(readme, known) == readme, "run python -m lib.batch --fill"
     assert len(readme.split()) <= 900
+
+
+def small(name, table):
+    """A committed table of the profile small, and the findings beside it."""
+    folder = REPOSITORY / "results" / "small" / name
+    return pd.read_csv(folder / "tables" / f"{table}.csv"), json.loads((folder / "findings.json").read_text())
+
+
+def test_committed_curves_lead_where_the_findings_say():
+    """The loss is followed to the last token; half-way from chance to certainty lies on the line between two neighbours."""
+    loss, findings = small("02_knowledge_injection", "loss")
+    ends = loss.groupby("mixture")["tokens"].agg(["size", "max"])
+    assert ends["max"].tolist() == 2 * [round(1e6 * findings["tokens_millions"])]
+    assert ends["size"].between(30, 60).all()
+    curve, _ = small("02_knowledge_injection", "exposures")
+    assert curve["exposures"].is_monotonic_increasing
+    reached = np.interp(findings["exposures_for_half"], curve["exposures"], curve["accuracy"])
+    assert reached == pytest.approx((1 + findings["chance"]) / 2, abs=1e-3)
+
+
+def test_single_items_stand_in_the_rows_once():
+    """One line a question of each exam: a line that is appended twice would count its question twice."""
+    table, _ = small("04_ablations", "table_1")
+    files = sorted((REPOSITORY / "results" / "small" / "04_ablations" / "rows").glob("*.jsonl"))
+    assert len(files) == table["row"].nunique() * table["seeds"].max()
+    for path in files:
+        rows = results.read_rows(path)
+        assert len({(row["exam"], row["id"]) for row in rows}) == len(rows) == table.groupby("row")["items"].sum().max() / table["seeds"].max()
 
 
 def test_committed_results_hold_no_secret_and_no_path():
