@@ -171,15 +171,6 @@ def topic(item):
     named = next((about[field] for field in ("subject_name", "subject", "category", "meta_info") if about.get(field)), None)
     return named or about.get("fact", "not named").rpartition(".")[2]
 
-def topic_table(folders, exams):
-    """Accuracy by topic, all exams together: one line a model and topic."""
-    lines = []
-    for name, folder in folders.items():
-        pairs = [(topic(item), row) for exam in exams for item, row in zip(exam.items, evaluate(folder, exam, methods=("loglikelihood",)))]
-        lines += [{"model": name, "topic": each} | accuracy_row([row for about, row in pairs if about == each])
-                  for each in dict.fromkeys(about for about, _ in pairs)]
-    return pd.DataFrame(lines)
-
 def averages(table):
     """Per model the mean over exams (macro, interval from the exams' binomial errors) and over questions (pooled, Clopper-Pearson)."""
     lines = []
@@ -187,15 +178,7 @@ def averages(table):
         error = 1.96 * math.sqrt((part["accuracy"] * (1 - part["accuracy"]) / part["items"]).sum()) / len(part)
         low, high = statistics.clopper_pearson(part["correct"].sum(), part["items"].sum())
         macro, shared = part["accuracy"].mean(), {"model": model, "exams": len(part), "items": part["items"].sum()}
-        lines += [shared | {"average": "macro", "accuracy": macro, "low": macro - error, "high": macro + error, "chance": part["chance"].mean()},
-                  shared | {"average": "pooled", "accuracy": part["correct"].sum() / part["items"].sum(), "low": float(low), "high": float(high),
-                            "chance": (part["chance"] * part["items"]).sum() / part["items"].sum()}]
+        lines.append(shared | {"average": "macro", "accuracy": macro, "low": macro - error, "high": macro + error, "chance": part["chance"].mean()})
+        lines.append(shared | {"average": "pooled", "accuracy": part["correct"].sum() / shared["items"], "low": float(low), "high": float(high),
+                               "chance": (part["chance"] * part["items"]).sum() / shared["items"]})
     return pd.DataFrame(lines)
-
-def injection_exams(profile, data_dir="", *, seed=0):
-    """What a model that was never tuned is asked: unfinished sentences on held-out diseases and everyday facts, or real exams."""
-    known = world.load_world(number_of_diseases=profile.number_of_diseases)
-    everyday = benchmarks.make_completion_exam("everyday", world.everyday_exam(known, "en", items=profile.test_items, seed=seed))
-    if data_dir:
-        return [*exams(profile, data_dir, seed=seed), everyday]
-    return [benchmarks.make_completion_exam("recall", world_exams(profile, seed=seed)["recall"]), everyday]

@@ -2,7 +2,7 @@
 
 import random
 
-from lib.corpora import IGNORE_INDEX, encode, pack_examples
+from lib.corpora import encode, pack_examples
 from lib.world import ATTRIBUTES, _join, fill, read_yaml, sentence, term, wordings
 
 TEMPLATES = read_yaml("prompts.yaml")["templates"]
@@ -92,12 +92,6 @@ def knowledge_graph_records(world, language, diseases, *, records, seed):
             made.append({"instruction": draw.choice(training_instructions(language, "relation")), "input": f"{name}; {value}",
                          "output": fill(draw.choice(words["relation"][attribute]), disease=name, value=value)})
     return made
-
-def sft_labels(prompt_ids, response_ids):
-    """(input ids, labels) of one example: only the response is learned.
-    >>> sft_labels([5, 6, 7], [8, 9])
-    ([5, 6, 7, 8, 9], [-100, -100, -100, 8, 9])"""
-    return [*prompt_ids, *response_ids], [IGNORE_INDEX] * len(prompt_ids) + list(response_ids)
 
 def encode_examples(records, tokenizer, *, sequence_length, template="short"):
     """((prompt ids, response ids) of each record, number left out because they exceed a row); bos before, eos after."""

@@ -1,6 +1,6 @@
 """The three profiles: how large the models, corpora and exams are on a test run, a laptop and a GPU node."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -76,12 +76,8 @@ PROFILES = {column["name"]: _profile(**column) for column in _columns(SETTINGS["
 SIX_LANGUAGES = {own["name"]: _profile(**own | changed)
                  for own, changed in zip(_columns(SETTINGS["profiles"]), _columns(SETTINGS["six_languages"]))}
 
-def get_profile(name):
-    """The profile of that name; ValueError lists the known ones."""
+def get_profile(name, *, six_languages=False):
+    """The profile of that name, or that of its models of six languages (papers, pages and items count for each); ValueError lists the known ones."""
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
-    return PROFILES[name]
-
-def six_languages(profile):
-    """The profile of the models that read six languages; papers, pages, questions and items count for each of them."""
-    return SIX_LANGUAGES[profile.name]
+    return (SIX_LANGUAGES if six_languages else PROFILES)[name]

@@ -360,10 +360,6 @@ def split_documents(records, *, test_share, seed):
         parts[place < test_share].append(record)
     return parts
 
-def fingerprint(records):
-    """A hash of records or items in their order: 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(list(records), sort_keys=True).encode()).hexdigest()[:16]
-
 def _declared(name, own):  # a set that is read in a second way (of: ..) takes what it does not say from the first
     entry = {key: value for key, value in (ENTRIES.get(own.get("of"), {}) | own).items() if value is not None}
     said = {"usual": next(iter(entry["splits"]))} | entry | {"name": name, "languages": tuple(entry["languages"]), "entry": entry}

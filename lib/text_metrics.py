@@ -8,13 +8,9 @@ from itertools import count
 import numpy as np
 import pandas as pd
 
-from lib import evaluation, statistics
-from lib.world import wordings
-
 ORDERS = (1, 2, 3, 4)  # of n-grams
 COLUMNS = (*(f"bleu_{n}" for n in ORDERS), "bleu", "bleu_4_method1", "rouge_1", "rouge_2", "rouge_l")
 EPSILON = 0.1  # nltk's method1: matches of an order that has none
-RATIONALE_TOKENS = 96  # that a rationale and its answer may take, in models of a few million weights
 CHUNK = 128    # pairs that are scored at a time
 BORDER = "\0"  # stands between texts that are split in one go
 ENGLISH = bytes(byte if chr(byte) in BORDER + "abcdefghijklmnopqrstuvwxyz0123456789" else 32 for byte in range(256))
@@ -115,18 +111,3 @@ def _longest_common_subsequences(ids, owner, lengths):
         unmatched = ((unmatched + matched) | (unmatched - matched)) & every_bit
     left = np.frombuffer(unmatched.to_bytes(len(fields), "little"), np.uint8).reshape(len(lengths), -1)
     return lengths[:, 1] - np.bitwise_count(left).sum(1)
-
-def rationale_table(folders, exams, *, max_new_tokens=RATIONALE_TOKENS):
-    """Written rationales against the exams' own, and the answers that follow them (MMedLM, Table 2): one line a model and exam.
-    The rationale is what stands before "The answer is", or all of it. Means over items; ROUGE-1 with its bootstrap interval."""
-    lines = []
-    for name, folder in folders.items():
-        for exam in exams:
-            rows, language = evaluation.evaluate(folder, exam, methods=("generation",), max_new_tokens=max_new_tokens), exam.items[0]["language"]
-            stem = wordings(language)["phrases"]["answer_is"]
-            scores = rationale_scores([(row["completion"].split(stem)[0], item["rationale"]) for row, item in zip(rows, exam.items)], language)
-            answered, spread = evaluation.accuracy_row(rows, method="generation"), statistics.bootstrap(np.mean, scores["rouge_1"], seed=0)
-            lines.append({"model": name, "exam": exam.name, "items": len(rows), **scores[["bleu_1", "bleu_4_method1", "rouge_1", "rouge_l"]].mean(),
-                          "rouge_1_low": spread.low, "rouge_1_high": spread.high, "accuracy": answered["accuracy"],
-                          "unparsed": answered["unparsed"] / len(rows)})
-    return pd.DataFrame(lines)

@@ -7,7 +7,7 @@ import pytest
 
 from lib import instructions, world
 from lib.corpora import IGNORE_INDEX, encode, train_tokenizer
-from lib.instructions import encode_examples, pack_records, sft_labels, training_instructions, unseen_instructions
+from lib.instructions import encode_examples, pack_records, training_instructions, unseen_instructions
 from lib.world import ATTRIBUTES, LANGUAGES, wordings
 
 KINDS = ("exam", "dialogue", "description", "relation")
@@ -170,14 +170,6 @@ def test_dialogues_and_graph_records_are_true(known, language):
 
 
 # --- labels --------------------------------------------------------------------------------------------------------------
-
-def test_sft_labels_by_hand():
-    """The example of STYLE.md, an empty prompt, and a prompt that holds the response's own tokens."""
-    assert sft_labels([5, 6, 7], [8, 9]) == ([5, 6, 7, 8, 9], [-100, -100, -100, 8, 9])
-    assert sft_labels([], [8]) == ([8], [8])
-    assert sft_labels([8, 9], [8, 9]) == ([8, 9, 8, 9], [-100, -100, 8, 9])
-    assert IGNORE_INDEX == -100
-
 
 def test_examples_begin_and_end_as_the_model_expects(tokenizer):
     """bos before the prompt, as in generation; eos after the response, so that the model learns to stop; nothing between."""

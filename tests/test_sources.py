@@ -190,12 +190,11 @@ def test_a_byte_order_mark_is_no_part_of_a_column(native):
     assert len(sources.load_corpus(native, ["mts_dialog"])) == 1
 
 
-# --- text, split and fingerprint ---
+# --- text and split ---
 
 def test_text_is_tidied_and_joined_again():
     assert sources.tidy("It may include:      -  Surgery.     - A trial.  \n\n Ask.") == "It may include:\n- Surgery.\n- A trial.\nAsk."
     assert sources.detokenise("We do n't use it ( GHS-R ) , the patient 's own .") == "We don't use it (GHS-R), the patient's own."
-    assert sources.fingerprint([{"id": "a", "text": "x"}]) == sources.fingerprint([{"text": "x", "id": "a"}])
 
 
 def documents(number):
@@ -213,13 +212,6 @@ def test_split_is_by_document_and_stable():
     assert {r["id"] for r in other} == {r["id"] for r in test} & {r["id"] for r in records[101:]}
     assert {r["id"] for r in sources.split_documents(records, test_share=0.2, seed=2)[1]} != {r["id"] for r in test}
     assert sources.split_documents(records, test_share=0, seed=1)[1] == []
-
-
-def test_fingerprint_sees_every_change():
-    records = documents(5)
-    assert sources.fingerprint(records) == sources.fingerprint(documents(5))
-    changed = [records[:4], records[::-1], [*records[:4], records[4] | {"text": "x"}], documents(6)]
-    assert len({sources.fingerprint(each) for each in [records, *changed]}) == 5
 
 
 # --- the table ---

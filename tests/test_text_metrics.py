@@ -10,7 +10,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU
 
-from lib import benchmarks, evaluation, text_metrics
+from lib import text_metrics
 from lib.text_metrics import COLUMNS, rationale_scores, words
 from lib.world import LANGUAGES
 
@@ -162,18 +162,3 @@ def test_what_cannot_be_scored_is_refused():
         rationale_scores([], "de")
     with pytest.raises(ValueError, match="pair 1: 33000 different words"):
         rationale_scores([("a", "a"), (" ".join(map(str, range(33000))), "1")], "en")
-
-
-def test_rationales_are_what_stands_before_the_answer(monkeypatch):
-    """Two items: one rationale word for word before the right answer, one answer alone; the rest of a completion is no rationale."""
-    items = [{"id": str(i), "language": "en", "question": "?", "options": {"A": "iron", "B": "zinc"}, "answer_idx": "A", "context": "",
-              "rationale": "it binds to the metal in blood", "answer": "iron"} for i in range(2)]
-    exam = benchmarks.make_rationale_exam("metals", items)
-    texts = [" It binds to the metal in blood. The answer is iron. OPTION A IS CORRECT.", "The answer is zinc. It binds to the metal in blood."]
-    rows = [{"id": item["id"], "answer_idx": "A", "options": 2, "completion": text, "predicted_generation": answer}
-            for item, text, answer in zip(items, texts, ("A", None))]
-    monkeypatch.setattr(evaluation, "evaluate", lambda folder, exam, **how: rows)
-    line, = text_metrics.rationale_table({"model": "folder"}, [exam]).to_dict("records")
-    assert (line["model"], line["exam"], line["items"]) == ("model", "metals", 2)
-    assert (line["rouge_1"], line["rouge_l"], line["bleu_1"], line["accuracy"], line["unparsed"]) == (0.5, 0.5, 0.5, 0.5, 0.5)
-    assert 0 <= line["rouge_1_low"] <= 0.5 <= line["rouge_1_high"] <= 1
