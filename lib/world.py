@@ -199,7 +199,7 @@ def recall_exam(world, language, diseases, *, items, seed):
     draw, words = random.Random(f"recall {language} {seed}"), wordings(language)["attributes"]
     texts = [terms[language] for terms in world.terms.values()]
     facts, exam = [(disease, attribute) for disease in diseases for attribute in ATTRIBUTES], []
-    while len(exam) < items:
+    while facts and len(exam) < items:
         for disease, attribute in draw.sample(facts, min(len(facts), items - len(exam))):
             question = sentence(world, disease, attribute, language, draw.choice(words[attribute]["question"]))
             rationale = sentence(world, disease, attribute, language, draw.choice(words[attribute]["rationale"]))
@@ -221,7 +221,7 @@ def vignette_exam(world, language, diseases, *, items, seed, options=4):
     """MedQA-like: a finding is given, the disease is not; asked are the disease, its treatment or its test."""
     draw, words = random.Random(f"vignette {language} {seed}"), wordings(language)
     asked, exam = [(d, *a) for d in diseases for a in (("disease", "name"), ("treatment", "treatment"), ("test", "test"))], []
-    while len(exam) < items:
+    while asked and len(exam) < items:
         for disease, target, column in draw.sample(asked, min(len(asked), items - len(exam))):
             slots = case_slots(world, disease, language, draw) | {"value": term(world, disease, column, language)}
             choices = _fact_choices(world, "vignette", language, disease, column, diseases, draw, count=options)

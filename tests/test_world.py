@@ -743,3 +743,9 @@ def test_a_number_of_diseases_is_a_seeded_part_of_all(full):
     assert load_world(number_of_diseases=30, seed=1).diseases != small.diseases
     assert load_world(number_of_diseases=10_000) == full == load_world(number_of_diseases=len(full.diseases))
     assert small.terms == full.terms
+
+
+@pytest.mark.parametrize("make", [world.recall_exam, world.vignette_exam])
+def test_without_a_disease_there_is_no_question(make, full):
+    """A world of one disease leaves nothing to train on; asking for questions on nothing must end."""
+    assert make(full, "en", (), items=3, seed=0) == []
