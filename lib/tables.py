@@ -19,8 +19,7 @@ def show(frame, *, percent=(), best=(), lowest=(), decimals=1, caption=None):
     """A frame as a page shows it: shares in percent, thousands parted, the best value bold, "-" where one is missing.
     percent: columns that hold 0-1, or True for all numbers; best, lowest: columns whose highest or lowest value is bold, or True for all
     numbers. Text is escaped. The same frame always gives the same HTML."""
-    if any(name is not None for name in frame.index.names):
-        frame = frame.reset_index()
+    frame = frame.reset_index(drop=all(name is None for name in frame.index.names))
     frame = frame.set_axis([_header(name) for name in frame.columns], axis=1)
     numbers = [name for name in frame if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool]
     percent, best, lowest = (numbers if names is True else [_header(name) for name in names] for names in (percent, best, lowest))
