@@ -172,7 +172,8 @@ def execute(job, staging, *, time_limit=None):
     injected = {name: value for name, value in job.parameters.items() if name == "PROFILE" or value != job.declared[name][0]}
     with (tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as scratch,
           mock.patch.dict(os.environ, RESULTS_STAGING=str(staging), PROGRESS_FILE=f"{scratch}/progress",
-                          PYTHONHASHSEED="0", JUPYTER_RUNTIME_DIR=scratch, IPYTHONDIR=scratch,
+                          PYTHONHASHSEED="0", PYTHONWARNINGS="ignore:IProgress not found",  # tqdm, which shows no bar here
+                          JUPYTER_RUNTIME_DIR=scratch, IPYTHONDIR=scratch,
                           JUPYTER_PATH=f"{sys.prefix}/share/jupyter",  # this environment's kernel, not another's
                           MPLBACKEND="module://matplotlib_inline.backend_inline"),
           concurrent.futures.ThreadPoolExecutor(1) as pool):

@@ -109,7 +109,7 @@ def save_figure(run, name, figure):
     if "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
         from IPython.display import Image, display
         from matplotlib.pyplot import close
-        display(Image(drawn["png"].getvalue(), width=100 * figure.get_figwidth(), alt=name.replace("_", " ")))
+        display(Image(drawn["png"].getvalue(), width=110 * figure.get_figwidth(), alt=name.replace("_", " ")))
         close(figure)
     return figure
 
