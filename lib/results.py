@@ -100,11 +100,12 @@ def save_figure(run, name, figure):
         footer = f"{run.notebook} · profile {run.profile} · backend: {run.backend}"
         figure.text(0.01, -0.02, footer, gid="backend-footer", ha="left", va="top", fontsize=7, color="0.45")
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once: the second format need not do it again
+    figure.set_layout_engine("none")  # laid out and measured once: bbox_inches="tight" would draw each format twice
+    whole = figure.get_tightbbox().padded(0.1)
     dates = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     drawn = {suffix: io.BytesIO() for suffix in dates}
     for suffix, buffer in drawn.items():
-        figure.savefig(buffer, format=suffix, dpi=150, bbox_inches="tight", metadata=dates[suffix])
+        figure.savefig(buffer, format=suffix, dpi=150, bbox_inches=whole, metadata=dates[suffix])
         write_atomically(_path(run, "figures", f"{name}.{suffix}"), buffer.getvalue())
     if "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
         from IPython.display import Image, display
