@@ -213,12 +213,13 @@ def p_values(frame):
 
 RULES = (averages, totals, grim, intervals, overlaps, weighted, duplicates, swaps, copies, overviews, p_values)
 
-def audit() -> pd.DataFrame:
-    """What the rules find in all tables: rule, KEY and value of the first accused cell, expected value, finding, cells
-    (index of all accused in `read()`), explanation (what looking into it showed; missing for a new finding)."""
+def audit(paper: str = "") -> pd.DataFrame:
+    """What the rules find in the tables of one paper or of all: rule, KEY and value of the first accused cell, expected value, finding,
+    cells (index of all accused in `read()`), explanation (what looking into it showed; missing for a new finding)."""
     frame, why = read(), pd.read_csv(FOLDER / "explanations.csv", dtype=str)
+    own = frame[frame["paper"].isin([paper] if paper else frame["paper"])]  # swaps and copies compare papers with each other
     found = [(rule.__name__, *frame.loc[cells[0], [*KEY, "value"]], expected, words, [int(cell) for cell in cells])
-             for rule in RULES for cells, expected, words in rule(frame)]
+             for rule in RULES for cells, expected, words in rule(frame if rule in (swaps, copies) else own) if cells[0] in own.index]
     return pd.DataFrame(found, columns=["rule", *KEY, "printed", "expected", "finding", "cells"]).merge(why, how="left")
 
 def _gain(a, b, n_a, n_b, design) -> dict:

@@ -100,7 +100,9 @@ def save_figure(run, name, figure):
         footer = f"{run.notebook} · profile {run.profile} · backend: {run.backend}"
         figure.text(0.01, -0.02, footer, gid="backend-footer", ha="left", va="top", fontsize=7, color="0.45")
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out and measured once: bbox_inches="tight" would draw each format twice
+    from matplotlib import rc_context
+    with rc_context({"figure.constrained_layout.use": False}):  # laid out and measured once: else each format would be drawn twice
+        figure.set_layout_engine(None)
     whole = figure.get_tightbbox().padded(0.1)
     dates = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     drawn = {suffix: io.BytesIO() for suffix in dates}

@@ -87,8 +87,8 @@ def estimates(frame):
 
 def audit_summary(paper):
     """What the rules of `reported.audit` found in a paper, findings of one kind in one line, with the explanation."""
-    found, lines = reported.audit().fillna({"explanation": ""}), []
-    for (rule, table, why), part in found[found["paper"] == paper].groupby(["rule", "table", "explanation"], sort=False):
+    found, lines = reported.audit(paper).fillna({"explanation": ""}), []
+    for (rule, table, why), part in found.groupby(["rule", "table", "explanation"], sort=False):
         where = [f"{cell.row}, {cell.column}: {cell.printed:g}" + f" (expected {cell.expected:.4g})" * bool(np.isfinite(cell.expected))
                  for cell in part.head(3).itertuples()]
         more = [f"and {len(part) - 3} more"] * (len(part) > 3)

@@ -437,3 +437,8 @@ def test_the_gains_of_one_paper_are_those_of_all(gains):
     for paper in gains["paper"].unique():
         pd.testing.assert_frame_equal(reported.claimed_gains(paper), gains[gains["paper"] == paper].reset_index(drop=True), check_dtype=False)
     assert gains["paper"].nunique() == 4
+
+
+@pytest.mark.parametrize("paper", ["PMC-LLaMA", "Med-PaLM 2", "MMedLM", "MedS-Bench"])
+def test_a_paper_alone_is_accused_of_the_same(paper, findings):
+    pd.testing.assert_frame_equal(reported.audit(paper), findings[findings["paper"] == paper].reset_index(drop=True))
