@@ -39,14 +39,8 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.asked.append(said)
             self.server.headers_seen.append(dict(self.headers) | {"path": self.path, "body": body})
-            self.server.now += 1
-            self.server.most = max(self.server.most, self.server.now)
             times = self.server.asked.count(said)
-        try:
-            getattr(self, said.split()[0])(said, times)
-        finally:
-            with self.server.lock:
-                self.server.now -= 1
+        getattr(self, said.split()[0])(said, times)
 
     def reply(self, status, content, headers=()):
         self.send_response(status)
@@ -57,7 +51,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def good(self, said, times):
+        with self.server.lock:
+            self.server.now += 1
+            self.server.most = max(self.server.most, self.server.now)
         time.sleep(0.02)
+        with self.server.lock:  # before the reply: it lets the client send the next request at once
+            self.server.now -= 1
         self.reply(200, completion(f"answer to {said}"))
 
     def busy(self, said, times):
@@ -156,19 +155,19 @@ def test_a_busy_server_is_asked_again(ask, server):
 
 @pytest.mark.parametrize(("prompt", "reason"), [
     ("broken x", "HTTP 500, 3 tries"), ("empty x", "ValueError: an empty answer, 3 tries"), ("malformed x", "JSONDecodeError"),
-    ("other x", "not a chat completion"), ("slow x", "TimeoutError"), ("drip x", "not complete after 0.3 s"), ("torn x", ", 3 tries"),
+    ("other x", "not a chat completion"), ("slow x", "TimeoutError"), ("drip x", "not complete after 1 s"), ("torn x", ", 3 tries"),
     ("hang_up x", ", 3 tries")])
 def test_a_bad_answer_is_none_with_a_reason_and_the_others_are_kept(ask, server, tmp_path, prompt, reason):
     """Bounded waiting; then a rerun asks for the missing one only."""
     started = time.monotonic()
-    texts, problems = ask(["good 1", prompt, "good 2"], tries=3, timeout=0.3)
-    assert time.monotonic() - started < 10
+    texts, problems = ask(["good 1", prompt, "good 2"], tries=3, timeout=1.0)
+    assert time.monotonic() - started < 30
     assert texts == ["answer to good 1", None, "answer to good 2"]
     assert list(problems) == [1]
     assert reason in problems[1]
     assert server.asked.count(prompt) == 3
     before = len(server.asked)
-    assert ask(["good 1", prompt, "good 2"], tries=1, timeout=0.3)[0][1] is None
+    assert ask(["good 1", prompt, "good 2"], tries=1, timeout=1.0)[0][1] is None
     assert server.asked[before:] == [prompt]
     assert [row["text"] for row in read_rows(tmp_path / "answers.jsonl")] == ["answer to good 1", "answer to good 2"] or \
         [row["text"] for row in read_rows(tmp_path / "answers.jsonl")] == ["answer to good 2", "answer to good 1"]
