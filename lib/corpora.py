@@ -76,9 +76,9 @@ def load_sources(profile, data_dir="", *, languages=("en",), seed=0):
 
 def clean_sources(raw):
     """{source: records} after the filters, and what they dropped: a Cleaned with `documents` and `dropped`."""
-    kept, dropped = {}, []
+    kept, dropped, last = {}, [], [filters.duplicates()]  # one memory: a copy in another source is a copy
     for source, records in raw.items():
-        kept[source], gone = filters.clean(records, filters.steps_for(source, thresholds=filters.WORLD_THRESHOLDS))
+        kept[source], gone = filters.clean(records, filters.steps_for(source, thresholds=filters.WORLD_THRESHOLDS, last=last))
         dropped += gone
         if not kept[source]:
             raise ValueError(f"source {source!r}: none of its {len(records)} documents passed the filters")
@@ -152,8 +152,13 @@ def train_tokenizer(texts, vocabulary_size):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 def encode(tokenizer, texts):
-    """Token ids of each text, without special tokens."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    """Token ids of each text, whole, without special tokens."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None or not texts:
+        return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    fast.no_truncation()
+    fast.no_padding()
+    return [encoding.ids for encoding in fast.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 def count_tokens(tokenizer, texts):
     """Tokens of each text, without special tokens, as an array."""
@@ -179,6 +184,17 @@ def pack_documents(documents, sequence_length, *, bos, eos):
             start += len(part)
         place += len(tokens)
     return _packed(pieces, sequence_length)
+
+def chunk_documents(documents, sequence_length, *, overlap, bos, eos):
+    """MMedLM's chunks (section 4.2: 2,048 tokens, 512 of them said before): each piece of a document repeats the last `overlap` tokens of the
+    piece before it, so that nothing is predicted without context. Pieces are put into rows best fit first.
+    >>> chunk_documents([[5, 6, 7, 8, 9]], 4, overlap=2, bos=1, eos=2).input_ids.tolist()
+    [[1, 5, 6, 7], [6, 7, 8, 9], [8, 9, 2, 0]]"""
+    whole = [[bos, *document, eos] for document in documents]
+    pieces = [(number, tokens[start:start + sequence_length]) for number, tokens in enumerate(whole)
+              for start in range(0, max(1, len(tokens) - overlap), sequence_length - overlap)]
+    rows = _best_fit([len(tokens) for _, tokens in pieces], sequence_length)
+    return _packed([(row, *pieces[piece], pieces[piece][1]) for row, members in enumerate(rows) for piece in members], sequence_length)
 
 def pack_examples(examples, sequence_length):
     """Put whole (prompt ids, response ids) examples into rows, best fit first; only the response is learned.

@@ -5,17 +5,19 @@
 
 import functools
 import hashlib
+import os
 import re
 import zlib
 from collections import Counter
 
+import ahocorasick_rs
 import numpy as np
+import rensa
 
 from lib.world import bare, read_table, read_yaml
 
 ABOUT = ("id", "source", "language")  # what is kept of a dropped record, with the reason and a sample
 UNSPACED = ("zh", "ja")  # written without spaces: counted in characters, matched without word splitting
-SCRIPT = {"en": "A-Za-zÀ-ɏ", "fr": "A-Za-zÀ-ɏ", "es": "A-Za-zÀ-ɏ", "ru": "Ѐ-ӿ", "zh": "㐀-鿿", "ja": "ぁ-ヿ㐀-鿿々"}
 MINIMUM_CHARACTERS = {"zh": 40, "ja": 40}  # 100 elsewhere: one of these characters says as much as 2.5 letters
 # (different keywords, share of the text's characters in them): MMedLM, data_collection/filtering/filter.py
 KEYWORD_THRESHOLDS = {"en": (5, .04), "zh": (5, .05), "ja": (5, .05), "ru": (4, .02), "es": (4, .04), "fr": (4, .04)}
@@ -23,6 +25,12 @@ KEYWORD_THRESHOLDS = {"en": (5, .04), "zh": (5, .05), "ja": (5, .05), "ru": (4, 
 # and one test, so five keywords are out of reach; one keyword at half the published share already separates.
 WORLD_THRESHOLDS = {language: (1, share / 2) for language, (_, share) in KEYWORD_THRESHOLDS.items()}
 
+CHARACTER_WORD = re.compile("[㐀-鿿ぁ-ヿ々]")  # Chinese and Japanese
+MARKS_OF_TEXT = "’‘“”–—…«»„·、。，：；？！「」『』（）【】《》\u00a0\u3000"
+SPACED = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in range(256))  # ASCII marks -> spaces
+FACTORS = np.random.default_rng(0).integers(1, 2**63, 5, np.uint64) | np.uint64(1)  # odd: no bit is lost
+BANDS, ROWS = 20, 10
+ANCHOR = 32  # characters of a question that are looked up; longer ones are rarer in texts but cost more memory
 PATTERNS = read_yaml("filters.yaml")
 FORMS = {kind: f"(?:{'|'.join(forms)})" for kind, forms in PATTERNS["dirt"].items()}
 BOILERPLATE = {kind: re.compile("|".join(forms), re.I) for kind, forms in PATTERNS["boilerplate"].items()}
@@ -106,14 +114,31 @@ def too_short(record, *, minimum=None):
     least = MINIMUM_CHARACTERS.get(record["language"], 100) if minimum is None else minimum
     return record if len(record["text"]) >= least else "too short"
 
-def wrong_script(record, *, share=0.5):
-    """Drop a document with less than `share` of its letters in its language's script; Japanese has kana, Chinese none.
-    English, French and Spanish are not told apart; a language that is not in SCRIPT passes."""
-    letters, language = "".join(re.findall(r"[^\W\d_]", record["text"])), record["language"]
-    own = len(re.findall(f"[{SCRIPT[language]}]", letters)) if language in SCRIPT else len(letters)
-    kana = len(re.findall("[ぁ-ヿ]", letters)) >= 0.05 * len(letters)
-    right = letters and own >= share * len(letters) and kana == {"ja": True, "zh": False}.get(language, kana)
-    return record if right else "wrong script"
+@functools.cache
+def _language_identifier():
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    return LanguageIdentifier.from_model_file(MODEL_FILE)  # 97 languages; 1 s to load
+
+def wrong_language(record, *, characters=1000):
+    """Drop a document whose first `characters` are in another language than it says (langid, Lui and Baldwin 2012)."""
+    known = _language_identifier()
+    right = record["language"] not in known.labels or known.classify(record["text"][:characters])[0] == record["language"]
+    return record if right else "wrong language"
+
+def low_quality(record):
+    """Drop a page that breaks one of Gopher's rules (Rae et al. 2021, section A.1.1 and Table A1): words of 3 to 10 letters on average, fewer
+    than 0.1 hash signs and ellipses a word, 80 % of the words with a letter, at most 90 % of the lines with a bullet and 30 % with an ellipsis,
+    30 % of the lines and 20 % of their characters said before. Chinese and Japanese part no words: only the rules on lines hold."""
+    lines, words = [line.strip() for line in record["text"].split("\n") if line.strip()], record["text"].split()
+    again = [line for line, times in Counter(lines).items() for _ in range(times - 1)]
+    spaced, symbols = record["language"] not in UNSPACED, len(re.findall(r"#|\.\.\.|…", record["text"]))
+    broken = {"bullets": sum(line.startswith(tuple("•*-–·")) for line in lines) > 0.9 * len(lines),
+              "ellipses": sum(line.endswith(("...", "…")) for line in lines) > 0.3 * len(lines),
+              "repeated lines": len(again) > 0.3 * len(lines) or sum(map(len, again)) > 0.2 * sum(map(len, lines)),
+              "word length": spaced and not 3 * len(words) <= sum(map(len, words)) <= 10 * len(words),
+              "symbols": spaced and symbols > 0.1 * len(words),
+              "few letters": spaced and sum(bool(re.search(r"[^\W\d_]", word)) for word in words) < 0.8 * len(words)}
+    return next((f"low quality: {rule}" for rule, is_broken in broken.items() if is_broken), record)
 
 @functools.cache
 def default_keywords(language):
@@ -144,24 +169,43 @@ def keyword_filter(record, *, keywords=None, thresholds=KEYWORD_THRESHOLDS):
     unique, share = keyword_hits(record["text"], language, words)
     return record if unique >= thresholds[language][0] and share >= thresholds[language][1] else "not medical"
 
-def duplicates(*, threshold=0.8, bands=16, rows=8):
-    """A step that drops a text seen before (but for case, spaces, punctuation), or one whose 5-grams of words (zh, ja:
-    characters) have Jaccard similarity >= threshold with those of a text kept before. bands x rows MinHashes (Broder
-    1997) find candidates, 95 % of them at 0.8, 99.99 % at 0.9; they are compared exactly. Make a new step per run."""
-    seen, buckets, kept, draw = set(), {}, [], np.random.default_rng(0)
-    factor, offset = draw.integers(1, 2**63, (2, bands * rows, 1), np.uint64) | np.uint64(1)  # odd: multiply-shift
+def _words(text):
+    """The words of a text as bytes, whatever their case and punctuation; a Chinese or Japanese character is one."""
+    text = CHARACTER_WORD.sub(r" \g<0> ", text.casefold())
+    for mark in MARKS_OF_TEXT:  # much faster than a pattern
+        text = text.replace(mark, " ")
+    return text.encode(errors="surrogatepass").translate(SPACED).split()
+
+def shingles(text):
+    """Hashes of the 5-grams of a text's words: (n,) uint64; of fewer words one."""
+    return _shingles(_words(text))
+
+def _shingles(words):
+    hashes = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
+    grams = sum((hashes[i:max(1, len(hashes) - 4) + i] * factor for i, factor in enumerate(FACTORS[:max(1, len(hashes))])), np.uint64(0))
+    return grams ^ grams >> np.uint64(32)
+
+def signature(grams):
+    """MinHashes (Broder 1997) of a text's shingles: (BANDS, ROWS) uint32; texts that share a band are candidates. A pair of Jaccard similarity
+    0.5 shares one with probability 2 %, at 0.8 with 90 %, at 0.9 with 99.98 %."""
+    hashes = rensa.RMinHash.digest_matrix_from_flat_token_hashes(grams, [0, len(grams)], BANDS * ROWS, 0)
+    return np.array(hashes.to_rows(), np.uint32).reshape(BANDS, ROWS)
+
+def duplicates(*, threshold=0.8):
+    """A step that drops a text seen before (but for case, spaces, punctuation), or one whose shingles have Jaccard similarity >= threshold
+    with those of a text kept before: signatures find candidates, which are compared exactly. Make a new step per run."""
+    seen, buckets, kept = set(), {}, []
 
     def step(record):
-        tokens = re.findall(r"\w" if record["language"] in UNSPACED else r"\w+", record["text"].casefold())
-        text = hashlib.sha256("".join(tokens).encode()).digest()
+        words = _words(record["text"])
+        text = hashlib.sha256(b"".join(words)).digest()
         if text in seen:
             return "exact duplicate"
         seen.add(text)
-        grams = {zlib.crc32(" ".join(tokens[i:i + 5]).encode()) for i in range(max(1, len(tokens) - 4))}
-        hashes = (factor * np.fromiter(grams, np.uint64) + offset) >> np.uint64(32)  # (bands * rows, grams)
-        keys = [(band, row.tobytes()) for band, row in enumerate(hashes.min(axis=1).reshape(bands, rows))]
+        grams = _shingles(words)
+        keys = [(band, row.tobytes()) for band, row in enumerate(signature(grams))]
         for number in {number for key in keys for number in buckets.get(key, ())}:
-            if len(grams & kept[number]) >= threshold * len(grams | kept[number]):
+            if len(np.intersect1d(grams, kept[number])) >= threshold * len(np.union1d(grams, kept[number])):
                 return "near-duplicate"
         for key in keys:
             buckets.setdefault(key, []).append(len(kept))
@@ -169,19 +213,58 @@ def duplicates(*, threshold=0.8, bands=16, rows=8):
         return record
     return step
 
-def steps_for(source, *, thresholds=KEYWORD_THRESHOLDS, keywords=None):
-    """The steps for one source (book, paper, web, anything else), with a fresh memory for duplicates."""
+def overlap_finder(questions, *, window=512):
+    """A function text -> {numbers of the questions that it gives away}: the whole question, or `window` characters of it in a row, whatever the
+    case and white space (Med-PaLM 2, section 3.3: 512, also 120; options are not part of a question). It is exact: every window holds one of the
+    anchors that the automaton looks for, and what surrounds an anchor is compared. Memory grows with the questions alone."""
+    asked, anchors = [_plain(question) for question in questions], {}
+    for number, question in enumerate(asked):
+        if not question:
+            raise ValueError(f"question {number} is empty: it would be found in every text")
+        needed = min(window, len(question))
+        size = min(ANCHOR, needed)
+        for at in range(0, len(question) - size + 1, needed - size + 1):
+            anchors.setdefault(question[at:at + size], []).append((number, at))
+    automaton, places = ahocorasick_rs.AhoCorasick(anchors), list(anchors.values())
+
+    def find(text):
+        text, found = _plain(text), set()
+        for anchor, start, _ in automaton.find_matches_as_indexes(text, overlapping=True):
+            for number, at in places[anchor]:
+                if number not in found:
+                    before = _agreement(text[max(0, start - window):start][::-1], asked[number][:at][::-1])
+                    if before + _agreement(text[start:start + window], asked[number][at:]) >= min(window, len(asked[number])):
+                        found.add(number)
+        return found
+    return find
+
+def _plain(text):
+    return " ".join(text.casefold().split())
+
+def _agreement(a, b):
+    return len(os.path.commonprefix((a, b)))
+
+def decontaminate(questions, *, window=512):
+    """A step that drops a document which gives a question away (see overlap_finder)."""
+    find = overlap_finder(questions, window=window)
+    return lambda record: "overlaps an exam" if find(record["text"]) else record
+
+def steps_for(source, *, thresholds=KEYWORD_THRESHOLDS, keywords=None, last=()):
+    """The steps for one source (book, paper, web, anything else); last: what follows, say [duplicates(), decontaminate(questions)]."""
     medical = functools.partial(keyword_filter, thresholds=thresholds, keywords=keywords)
     cleaning = {"book": [clean_book], "paper": [clean_paper], "web": [clean_web]}.get(source, [])
-    return (*cleaning, wrong_script, too_short, *([medical] if source == "web" else []), duplicates())
+    return (*cleaning, too_short, wrong_language, *([low_quality, medical] if source == "web" else []), *last)
 
-def clean(records, steps):
-    """Send each record through the steps: (kept, dropped {id, source, language, reason, sample of 80 characters})."""
-    kept, dropped = [], []
+def sift(records, steps, dropped):
+    """Yield what the steps keep of the records; the others are added to `dropped`: {id, source, language, reason, sample of 80 characters}."""
     for original in records:
         record = functools.reduce(lambda state, step: state if isinstance(state, str) else step(state), steps, original)
-        if not isinstance(record, str):
-            kept.append(record)
-            continue
-        dropped.append({k: original[k] for k in ABOUT} | {"reason": record, "sample": original["text"][:80]})
-    return kept, dropped
+        if isinstance(record, str):
+            dropped.append({k: original[k] for k in ABOUT} | {"reason": record, "sample": original["text"][:80]})
+        else:
+            yield record
+
+def clean(records, steps):
+    """Send each record through the steps: (kept, dropped), see `sift`."""
+    dropped = []
+    return list(sift(records, steps, dropped)), dropped

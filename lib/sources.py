@@ -276,8 +276,8 @@ def _hub_rows(hub, name):  # at the pinned revision; class labels become their n
         named = {column: feature.int2str(row[column]) for column, feature in labels.items() if (row[column] or 0) >= 0}
         yield f"{hub['id']}, {name}, record {number}", row | named
 
-def _natives(data_dir, source, split):  # (place, what the path tells, native record or the error of a file that cannot be read)
-    for path in _there(data_dir, source, split):
+def _natives(data_dir, source, split, part=(0, 1)):  # (place, what the path tells, native record or the error of a file that cannot be read)
+    for path in _there(data_dir, source, split)[part[0]::part[1]]:
         entry, names = source.entry | source.splits[split], () if data_dir == "hub" else path.relative_to(data_dir).with_suffix("").parts
         about = {"_folder": names[-2], "_stem": path.stem, "_path": "/".join(names[1:])} if names else {}
         about["_language"] = [*(LANGUAGES[name] for name in names if name in LANGUAGES), entry.get("language", source.languages[0])][0]
@@ -301,15 +301,15 @@ def _record(source, split, number, native):  # as one of ours; None where the se
     record |= {field: CLEANERS[how](record[field]) for field, how in entry.get("clean", {}).items() if isinstance(record.get(field), str)}
     return _framed(source, split, record, place)
 
-def read_records(data_dir, name, *, split=None, on_error="stop", problems=None):
+def read_records(data_dir, name, *, split=None, on_error="stop", problems=None, part=(0, 1)):
     """Records of one set of any kind, of one split or of all that are there, the publisher's test split included (meta["split"]).
-    on_error="skip" leaves bad records out; what was wrong, and where, is added to `problems`, else printed, as a wrong count is."""
+    on_error="skip" leaves bad records out; what was wrong, and where, is added to `problems`, else printed, as a wrong count is. part: (number, of how many) parts that the files are dealt to."""
     (source, splits), found, seen = _opened(data_dir, name, split), [] if problems is None else problems, set()
-    for part in splits:
+    for each in splits:
         count = 0
-        for number, native in enumerate(_natives(data_dir, source, part), start=1):
+        for number, native in enumerate(_natives(data_dir, source, each, part), start=1):
             try:
-                record = _record(source, part, number, native)
+                record = _record(source, each, number, native)
                 if record and record["id"] in seen:
                     raise ValueError(f"{native[0]}: the id {record['id']!r} occurs twice; ids must be unique within a set")
             except BAD as error:
@@ -320,8 +320,8 @@ def read_records(data_dir, name, *, split=None, on_error="stop", problems=None):
                 seen.add(record["id"])
                 count += len(record.get("Instances", "1"))
                 yield record
-        if source.splits[part]["count"] not in (None, count):
-            found.append(f"{name}, split {part}: {count:,} records, {source.splits[part]['count']:,} are published; is the download complete?")
+        if part[1] == 1 and source.splits[each]["count"] not in (None, count):
+            found.append(f"{name}, split {each}: {count:,} records, {source.splits[each]['count']:,} are published; is the download complete?")
     if problems is None and found:
         print(*found, sep="\n", file=sys.stderr)
 

@@ -2,10 +2,13 @@
 
 import random
 import re
+import subprocess
+import sys
 
 import pytest
 
 from lib import filters, world
+from lib.results import REPOSITORY
 
 LONG = "The patient was treated in hospital for three weeks and recovered without any further complication at home. "
 
@@ -213,20 +216,47 @@ def test_long_and_short_keywords():
     assert filters.keyword_hits("患者有贫血", "zh", ["贫血"]) == (1, 0.4)                  # no word splitting
 
 
-# --- script, length, duplicates ---
+# --- language, quality, length, duplicates ---
 
 @pytest.mark.parametrize(("text", "language", "right"), [
-    ("The heart beats.", "en", True), ("Сердце бьётся.", "ru", True), ("心脏在跳动，HIV。", "zh", True),
-    ("心臓は動いている。", "ja", True), ("心脏在跳动。", "ja", False), ("心臓は動いている。", "zh", False),
-    ("Сердце бьётся.", "en", False), ("The heart beats.", "ru", False), ("12 345", "en", False), ("심장", "ko", True)])
-def test_wrong_script(text, language, right):
+    ("The heart beats about seventy times a minute.", "en", True), ("Сердце бьётся около семидесяти раз в минуту.", "ru", True),
+    ("心脏在跳动，HIV 患者每年需要检查。", "zh", True), ("心臓は一分間に約七十回動いている。", "ja", True), ("心脏在跳动，每分钟约七十次。", "ja", False),
+    ("Le cœur bat environ soixante-dix fois par minute.", "fr", True), ("El corazón late unas setenta veces por minuto.", "es", True),
+    ("Le cœur bat environ soixante-dix fois par minute.", "es", False), ("Das Herz schlägt etwa siebzigmal in der Minute.", "en", False),
+    ("Il cuore batte circa settanta volte al minuto.", "es", False), ("The heart beats about seventy times a minute.", "ru", False),
+    ("한국어로 쓴 글", "xx", True)])
+def test_wrong_language(text, language, right):
+    """Telling French from Spanish and Italian, too, which a look at the script cannot; a language that the identifier lacks passes."""
     document = record(text, language)
-    assert filters.wrong_script(document) == (document if right else "wrong script")
+    assert filters.wrong_language(document) == (document if right else "wrong language")
 
 
-def test_every_page_of_the_world_is_in_its_script(small_world, language):
+def test_every_page_of_the_world_is_in_its_language(small_world, language):
     pages = world.general_text(small_world, language, documents=40, seed=2)
-    assert filters.clean(pages, [filters.wrong_script])[1] == []
+    assert filters.clean(pages, [filters.wrong_language])[1] == []
+
+
+@pytest.mark.parametrize(("text", "rule"), [
+    (LONG * 3, None), ("\n".join(f"{LONG}{n}" for n in range(9)), None),
+    ("\n".join(["• aspirin and rest"] * 1 + [f"• dose of {n} tablets" for n in range(12)]), "bullets"),
+    ("\n".join(f"Read more about condition {'abcdefghij'[n]}..." for n in range(10)), "ellipses"),
+    ("\n".join([LONG, LONG, LONG.upper()]), "repeated lines"), ("\n".join([LONG * 4] * 2 + ["one", "two", "three", "four", "five"]), "repeated lines"),
+    ("a b c is it so " * 20, "word length"), ("methylprednisolone hydroxychloroquine " * 20, "word length"),
+    ("take this # then that # " * 20, "symbols"), ("dose 500 1000 given 250 750 daily " * 20, "few letters")])
+def test_low_quality_rules_of_gopher(text, rule):
+    document = record(text, source="web")
+    assert filters.low_quality(document) == (f"low quality: {rule}" if rule else document)
+
+
+def test_low_quality_counts_no_words_in_chinese():
+    document = record("糖尿病是一种慢性疾病。\n患者需要定期检查血糖。", "zh")
+    assert filters.low_quality(document) == document
+    assert filters.low_quality(record("请点击…\n请登录…\n患者需要定期检查血糖。", "zh")) == "low quality: ellipses"
+
+
+def test_no_page_of_the_world_is_of_low_quality(small_world, language):
+    pages = world.web_pages(small_world, language, documents=60, seed=3)
+    assert filters.clean(pages, [filters.clean_web, filters.low_quality])[1] == []
 
 
 def test_too_short():
@@ -254,6 +284,37 @@ def test_planted_near_duplicates(jaccard, least, most):
     assert least <= len(dropped) / len(pairs) <= most
 
 
+def jaccard_of(first, second):
+    """By the definition: shared word 5-grams of all of both."""
+    grams = [{tuple(words[i:i + 5]) for i in range(len(words) - 4)} for words in (re.findall(r"\w+", text.lower()) for text in (first, second))]
+    return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+
+
+def test_the_threshold_is_that_of_the_exact_similarity():
+    """Pairs from 0.70 to 0.95: what is dropped has 0.8 and more; candidates below it are looked at and kept."""
+    draw, dropped = random.Random(5), []
+    pairs = [similar(draw, 0.7 + n / 400, words=200) for n in range(100)]
+    for pair in pairs:
+        step = filters.duplicates()
+        dropped.append([isinstance(step(record(text)), str) for text in pair][1])
+    exact = [jaccard_of(*pair) for pair in pairs]
+    assert all(similarity >= 0.8 for similarity, gone in zip(exact, dropped) if gone)
+    assert sum(dropped) >= 0.95 * sum(similarity >= 0.8 for similarity in exact) >= 40
+
+
+def test_shingles_by_hand():
+    """Case and punctuation do not matter, order does; fewer words than five make one; a Chinese character is a word."""
+    def grams(text):
+        return filters.shingles(text).tolist()
+    assert len(grams("one two three four five six")) == 2
+    assert grams("One, two “three” four – five six!") == grams("one two three four five six")
+    assert grams("two one three four five six") != grams("one two three four five six")
+    assert grams("one two three four five six")[1:] == grams("two three four five six")
+    assert (len(grams("one two")), len(grams("糖尿病是慢性病"))) == (1, 3)
+    assert grams("") == []
+    assert filters.duplicates()(record("")) == record("")
+
+
 def test_exact_duplicates_whatever_the_case_and_punctuation():
     documents = [record("Asthma is common, they say.", record_id="a"), record("asthma is  common; they SAY", record_id="b"),
                  record("Asthma is rare, they say.", record_id="c")]
@@ -272,18 +333,93 @@ def test_copies_in_the_crawl_are_found(small_world, language):
     assert len(found) >= len(copies) >= 5
 
 
+# --- overlap with the exams ---
+
+def brute_force_overlap(text, question, window):
+    """The rule as it is written: the whole question, or any `window` characters of it, somewhere in the text."""
+    text, question = (" ".join(each.casefold().split()) for each in (text, question))
+    size = min(window, len(question))
+    return any(question[at:at + size] in text for at in range(len(question) - size + 1))
+
+
+@pytest.mark.parametrize("window", [1, 7, 31, 32, 33, 40, 120])
+def test_overlap_equals_brute_force(window):
+    """Random texts of two letters and a space, where partial agreement is everywhere."""
+    draw, decided = random.Random(window), []
+    for _ in range(60):
+        alphabet = draw.choice(["ab ", "abcdefgh ", "糖尿病 "])
+        questions = ["".join(draw.choices(alphabet, k=draw.randint(1, 150))) for _ in range(5)]
+        questions = [question if question.strip() else "a" for question in questions]
+        text = "".join(draw.choices(alphabet, k=400))
+        for question in questions:
+            start, size = draw.randrange(len(question)), draw.randint(1, 150)
+            at = draw.randrange(400)
+            text = text[:at] + question[start:start + size] + text[at:]
+        expected = {number for number, question in enumerate(questions) if brute_force_overlap(text, question, window)}
+        assert filters.overlap_finder(questions, window=window)(text) == expected
+        decided.append(len(expected))
+    assert window == 1 or len(set(decided)) > 1
+
+
+def test_overlap_by_hand():
+    question = "A 45-year-old man has chest pain. " * 20  # 680 characters
+    find = filters.overlap_finder([question, "What is  the\nmost likely diagnosis?"])
+    assert find("") == set()
+    assert find("Book: " + question[30:30 + 512].upper()) == {0}
+    assert find("Book: " + question[30:30 + 510]) == set()
+    assert find("what IS the most likely diagnosis?") == {1}
+    assert find("what is the most likely diagnosis") == set()
+    with pytest.raises(ValueError, match="question 1 is empty"):
+        filters.overlap_finder(["What?", " "])
+    assert filters.overlap_finder([])("any text") == set()
+
+
+def test_decontaminate_drops_what_gives_a_question_away():
+    step = filters.decontaminate(["Which drug treats malaria in pregnancy?"], window=120)
+    assert step(record("Q: which drug treats malaria in pregnancy? A: quinine")) == "overlaps an exam"
+    assert step(record("Malaria in pregnancy is treated.")) == record("Malaria in pregnancy is treated.")
+
+
+def test_planted_copies_in_a_gigabyte_are_found_in_bounded_memory(tmp_path):
+    """1 GB of text in documents of 1 MB, ten of them with 512 characters of a question: found all, with less than 1 GB of memory."""
+    script = tmp_path / "scan.py"
+    script.write_text("""
+import random, resource
+from lib import filters
+draw = random.Random(0)
+words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(5000)]
+questions = [" ".join(draw.choices(words, k=200)) for _ in range(2000)]
+blocks = [" ".join(draw.choices(words, k=1600)) for _ in range(200)]
+find, seen, found = filters.overlap_finder(questions), 0, {}
+for number in range(1000):
+    text = " ".join(draw.choices(blocks, k=105))
+    if number % 100 == 50:
+        at = draw.randrange(len(questions[number]) - 512)
+        text = text[:500_000] + questions[number][at:at + 512] + text[500_000:]
+    seen += len(text)
+    here = find(text)
+    found |= {number: here} if here else {}
+print(seen, sorted(found.items()) == [(n, {n}) for n in range(50, 1000, 100)], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000)
+""")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    seen, right, megabytes = done.stdout.split()
+    assert int(seen) > 1e9
+    assert right == "True"
+    assert int(megabytes) < 1000
+
+
 # --- clean and its tables ---
 
 def test_clean_counts_and_leaves_its_input_alone():
     documents = [record(f"{LONG}See Figure 1.", record_id="a"), record("Short.", record_id="b"),
                  record(f"{LONG} [4]", record_id="c"), record("Сердце " * 20, record_id="d")]
     before = [dict(document) for document in documents]
-    kept, dropped = filters.clean(documents, filters.steps_for("book"))
+    kept, dropped = filters.clean(documents, filters.steps_for("book", last=[filters.duplicates()]))
     assert documents == before
     assert dropped == [
         {"id": "b", "source": "book", "language": "en", "reason": "too short", "sample": "Short."},
         {"id": "c", "source": "book", "language": "en", "reason": "exact duplicate", "sample": f"{LONG} [4]"[:80]},
-        {"id": "d", "source": "book", "language": "en", "reason": "wrong script", "sample": ("Сердце " * 20)[:80]}]
+        {"id": "d", "source": "book", "language": "en", "reason": "wrong language", "sample": ("Сердце " * 20)[:80]}]
     assert [document["meta"]["removed"] for document in kept] == [{"figure reference": 1}]
     assert kept[0]["text"] == LONG.strip()
 
