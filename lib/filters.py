@@ -106,6 +106,10 @@ def too_short(record, *, minimum=None):
     least = MINIMUM_CHARACTERS.get(record["language"], 100) if minimum is None else minimum
     return record if len(record["text"]) >= least else "too short"
 
+def without_pmc_id(record):
+    """PMC-LLaMA's rule for the papers of S2ORC: keep those that have a PMC id."""
+    return record if record["meta"].get("pmc_id") else "no PMC id"
+
 def wrong_script(record, *, share=0.5):
     """Drop a document with less than `share` of its letters in its language's script; Japanese has kana, Chinese none.
     English, French and Spanish are not told apart; a language that is not in SCRIPT passes."""
