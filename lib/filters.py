@@ -114,6 +114,10 @@ def too_short(record, *, minimum=None):
     least = MINIMUM_CHARACTERS.get(record["language"], 100) if minimum is None else minimum
     return record if len(record["text"]) >= least else "too short"
 
+def without_pmc_id(record):
+    """PMC-LLaMA's rule for the papers of S2ORC: keep those that have a PMC id."""
+    return record if record["meta"].get("pmc_id") else "no PMC id"
+
 @functools.cache
 def _language_identifier():
     from py3langid.langid import MODEL_FILE, LanguageIdentifier

@@ -94,7 +94,8 @@ def _clean_task(_, rank, tasks, *, settings, output):
     with _whole_file(output / "dropped" / f"{rank:05d}.jsonl") as drops, _whole_file(output / "cleaned" / f"{rank:05d}.jsonl") as cleaned:
         dropped = SimpleNamespace(append=lambda drop: drops.write(to_json(drop, indent=None)))
         for name in settings["sets"]:
-            steps = filters.steps_for(sources.SOURCES[name].kind, keywords=words, last=last)
+            first = [filters.without_pmc_id] if name == "s2orc" else []
+            steps = (*first, *filters.steps_for(sources.SOURCES[name].kind, keywords=words, last=last))
             records = sources.read_records(settings["data_dir"], name, on_error="skip", problems=problems, part=(rank, tasks))
             for record in filters.sift(records, steps, dropped):
                 cleaned.write(to_json(record, indent=None))

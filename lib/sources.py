@@ -1,9 +1,8 @@
-"""Public data sets: where from, under what licence, and how a native record becomes one of ours."""
-
-# lib/knowledge/sources.yaml declares the sets; here are their native forms (a file -> records with their places) and loading.
+"""Public data sets as lib/knowledge/sources.yaml declares them: native forms (a file -> records with their places) and how they become ours."""
 
 import csv
 import functools
+import gzip
 import hashlib
 import json
 import random
@@ -11,9 +10,13 @@ import re
 import sys
 import time
 import zipfile
-from dataclasses import dataclass
+import zlib
+from collections import namedtuple
 from pathlib import Path
 from xml.etree import ElementTree
+
+import pandas as pd
+import pypdf
 
 from lib.results import results_root, write_atomically
 from lib.world import KNOWLEDGE, read_yaml
@@ -22,22 +25,11 @@ TEXTS = ("web", "paper", "dialogue", "book", "general")  # kinds of training tex
 KINDS = (*TEXTS, "exam", "question", "instruction", "annotation", "task")
 LANGUAGES = {"English": "en", "Chinese": "zh", "Japanese": "ja", "French": "fr", "Russian": "ru", "Spanish": "es"}
 TEST_PMIDS = frozenset((KNOWLEDGE / "pubmedqa_test.txt").read_text().split())  # the hub does not mark PubMedQA's test questions
-BAD = (ValueError, KeyError, TypeError, AttributeError, IndexError, ElementTree.ParseError, zipfile.BadZipFile)
+BAD = (ValueError, TypeError, AttributeError, LookupError, OSError, EOFError, zlib.error, zipfile.BadZipFile, ElementTree.ParseError,
+       pypdf.errors.PyPdfError, pypdf.errors.DependencyError)
 csv.field_size_limit(2**31 - 1)  # whole articles stand in one cell of HealthFact
 
-@dataclass(frozen=True)
-class Source:
-    """One public data set, as it lies in a folder below DATA_DIR or on the hub."""
-    name: str
-    kind: str         # one of KINDS
-    folder: str       # below DATA_DIR
-    files: tuple      # patterns of the native files, at any depth below the folder, split by split
-    licence: str
-    citation: str
-    languages: tuple  # ISO codes
-    splits: dict      # name -> {files, count as published or null, language}
-    usual: str        # the split that load_exam reads if none is named; "all" for every one
-    entry: dict       # all that lib/knowledge/sources.yaml says of it
+Source = namedtuple("Source", "name kind folder files licence citation languages splits usual entry")  # entry: all that sources.yaml says of a set
 
 def _named(error, place):  # an error as a person needs it: what was wrong, where, and what to do
     if isinstance(error, UnicodeDecodeError):
@@ -46,13 +38,17 @@ def _named(error, place):  # an error as a person needs it: what was wrong, wher
         return ValueError(f"{place}{'' if ', line ' in place else f', line {error.lineno}'}: broken JSON ({error.msg}); mend it")
     if isinstance(error, ElementTree.ParseError):
         return ValueError(f"{place}, line {error.position[0]}: broken XML ({error}); fetch the file again")
-    return error if str(error)[:12] == place[:12] else ValueError(f"{place}, field {error}: not in the published form; mend or drop it")
+    return error if str(error)[:12] == place[:12] else ValueError(f"{place}: {error!r}: not in the published form; mend or drop it")
 
 def _json_lines(path):  # one at a time, since some of these files do not fit in memory
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield f"{path}, line {number}", functools.partial(json.loads, line.removeprefix(b"\xef\xbb\xbf"))
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        yield from ((f"{path}, line {number}", functools.partial(json.loads, line.removeprefix(b"\xef\xbb\xbf")))
+                    for number, line in enumerate(stream, start=1) if line.strip())
+
+@functools.lru_cache(maxsize=1)
+def _s2orc_metadata(folder, pattern):  # the lines of papers with a text; the release of 2020 keeps titles and ids apart from it
+    lines = [read for path in sorted(folder.rglob(pattern)) for _, read in _json_lines(path) if b'"has_pdf_parse": true' in read.args[0]]
+    return {re.search(rb'"paper_id": "(\w*)|$', line.args[0])[1]: line for line in lines}
 
 def _json_file(path, whole=False, exams=False):  # records of a list, counted, or of a dict, named by _key; or the file as one; or HEAD-QA's
     content = json.loads(path.read_text("utf-8-sig"))
@@ -70,16 +66,12 @@ def _csv_rows(path, columns=None, left_out=()):  # , ; or tab between the cells,
             told = {"_cells": [f"{name}: {cell}" for name, cell in row.items() if name not in left_out], "_choices": list(row.values())[1:5]}
             yield f"{path}, line {rows.line_num}", row | told | {"_subject": path.stem.rsplit("_", 1)[0]}
 
-def _xlsx_rows(path):  # the first sheet by its header; a workbook is zipped XML
-    with zipfile.ZipFile(path) as book:
-        strings, sheet = (ElementTree.fromstring(book.read(f"xl/{part}.xml")) for part in ("sharedStrings", "worksheets/sheet1"))
-    shared, header = ["".join(text.text or "" for text in string.iterfind(".//{*}t")) for string in strings], {}
-    for row in sheet.iterfind(".//{*}row"):
-        cells = {re.match("[A-Z]+", cell.get("r"))[0]: shared[int(cell[0].text)] if cell.get("t") == "s" else "".join(cell.itertext())
-                 for cell in row if len(cell)}
-        if header and any(cells.values()):
-            yield f"{path}, row {row.get('r')}", {title: cells.get(column) for column, title in header.items()}
-        header = header or cells
+def _xlsx_rows(path):  # the first sheet by its header
+    rows = pd.read_excel(path, dtype=str, na_filter=False).to_dict("records")
+    return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=2) if any(row.values())]
+
+def _pdf_pages(path):  # page after page, so that running heads come back; a scanned book has no text
+    yield str(path), {"text": "\n".join(page.extract_text() for page in pypdf.PdfReader(path).pages)}
 
 def _medquad_pairs(path):  # the parts of a topic (0000001_1, 0000001_2) repeat each other: one document
     for number, pair in enumerate(ElementTree.parse(path).iter("QAPair"), start=1):
@@ -92,12 +84,18 @@ def _liveqa_questions(path):  # answers stand below ReferenceAnswer, three below
         said |= {"qid": node.get("qid") or f"Q{number}", "ANSWER": ["".join(answer.itertext()) for answer in node.iter("ANSWER")]}
         yield f"{path}, NLM-QUESTION {number}", said
 
-def _jats_article(path):  # title, abstract and body, a heading or paragraph a line, without tables, figures and references
+def _jats_article(path, left_out):  # title, abstract and body, a heading or paragraph a line; 10<sup>6</sup> becomes 10^6
     tree, names = ElementTree.parse(path), (".//article-meta//article-title", ".//article-meta/abstract", "body")
-    outside = {part for tag in ("fig", "table-wrap", "ref-list") for branch in tree.iter(tag) for part in branch.iter()}
-    lines = [" ".join("".join(piece.itertext()).split()) for name in names for branch in tree.findall(name)[:1] for piece in branch.iter()
-             if piece.tag in ("article-title", "title", "p") and piece not in outside]
-    yield str(path), {key.get("pub-id-type"): key.text for key in tree.iterfind(".//article-meta/article-id")} | {"body": lines}
+    for part in list(tree.iter()):
+        told, edge = {each.get("ref-type", each.tag) for each in part.iter()}, "\n" * (part.tag in ("article-title", "title", "p"))
+        if part.tag in left_out or (part.tag in ("sup", "xref") and {"sup", "bibr"} <= told):  # a raised citation would stick to its word
+            part[:], part.text = [], ""
+        raised = "^" * bool(part.tag == "sup" and re.match(r"[-−+]?\d", part.text or ""))
+        part.text, part.tail = (edge + re.sub(r"\s+", " ", text or "") for text in (raised + (part.text or ""), part.tail))
+    text = "\n".join("".join(branch.itertext()) for name in names for branch in tree.findall(name)[:1])
+    groups = [group for group in tree.iter("subj-group") if "Discipline" in group.get("subj-group-type", "")]
+    yield str(path), {key.get("pub-id-type"): key.text for key in tree.iterfind(".//article-meta/article-id")} | {
+        "text": text, "subjects": [each.text for group in groups for each in group.iterfind("subject")]}
 
 def _pubmedqa_entries(path, test_first=False):  # the entries of ori_*.json; the test is named, in its order, by test_ground_truth.json
     truth, entries = path.with_name("test_ground_truth.json"), {record["_key"]: (place, record) for place, record in _json_file(path)}
@@ -171,11 +169,9 @@ def _value(record, names):  # the first of the fields a|b that is there; a.b is 
 def _need(record, names, place, optional=""):  # the text of a field, stripped, a list line by line; an error where it is none
     found = _value(record, names)
     value = "\n".join(found) if isinstance(found, list) else found
-    if optional:
-        return str(value or "")
-    if not isinstance(value, str) or not value.strip():
+    if not optional and (not isinstance(value, str) or not value.strip()):
         raise ValueError(f"{place}, field {names.split('|')[0]!r}: a non-empty text is needed, found {str(found)[:60]!r}")
-    return value.strip()
+    return str(value or "") if optional else value.strip()
 
 def _filled(template, record, place):  # sources.yaml's templates: {field} must be a text, {field?} may be missing, {field!} is taken as it is
     if isinstance(template, dict):
@@ -272,9 +268,8 @@ def _hub_rows(hub, name):  # at the pinned revision; class labels become their n
     rows = datasets.load_dataset(hub["id"], config or None, split=part, revision=hub["revision"])
     labels = {column: feature for column, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)}
     for number, row in enumerate(rows, start=1):
-        row["part"] = "test" if str(row.get("pubid")) in TEST_PMIDS else "train"
         named = {column: feature.int2str(row[column]) for column, feature in labels.items() if (row[column] or 0) >= 0}
-        yield f"{hub['id']}, {name}, record {number}", row | named
+        yield f"{hub['id']}, {name}, record {number}", row | named | {"part": "test" if str(row.get("pubid")) in TEST_PMIDS else "train"}
 
 def _natives(data_dir, source, split, part=(0, 1)):  # (place, what the path tells, native record or the error of a file that cannot be read)
     for path in _there(data_dir, source, split)[part[0]::part[1]]:
@@ -285,6 +280,8 @@ def _natives(data_dir, source, split, part=(0, 1)):  # (place, what the path tel
             if data_dir != "hub" and path.stat().st_size < 9 and not path.read_bytes().strip():
                 raise ValueError(f"{path}: the file is empty; fetch it again")
             form = functools.partial(globals()[f"_{entry['form']}"], **entry.get("options", {}))
+            if "metadata" in entry:
+                about["_lines"] = _s2orc_metadata(Path(data_dir) / source.folder, entry["metadata"].format(path.name.removeprefix("pdf_parses")))
             yield from ((place, about, record) for place, record in (_hub_rows(entry["hub"], path) if data_dir == "hub" else form(path)))
         except BAD as error:
             yield str(path), about, error
@@ -295,6 +292,8 @@ def _record(source, split, number, native):  # as one of ours; None where the se
         raise record
     record, entry = record() if callable(record) else record, source.entry | source.splits[split]
     record = (record if isinstance(record, dict) else {}) | {"_number": number} | about
+    if record.get("_lines") and "metadata" not in record:
+        record["metadata"] = record["_lines"][record["paper_id"].encode()]()
     for field, values in entry.get("only", {}).items():
         if not str(_value(record, field) or "").strip() if values == "filled" else _value(record, field) not in values:
             return None
@@ -362,9 +361,9 @@ def split_documents(records, *, test_share, seed):
 
 def _declared(name, own):  # a set that is read in a second way (of: ..) takes what it does not say from the first
     entry = {key: value for key, value in (ENTRIES.get(own.get("of"), {}) | own).items() if value is not None}
-    said = {"usual": next(iter(entry["splits"]))} | entry | {"name": name, "languages": tuple(entry["languages"]), "entry": entry}
-    said["files"] = tuple(split["files"] for split in entry["splits"].values())
-    return Source(**{field: said[field] for field in Source.__annotations__})
+    files, said = tuple(split["files"] for split in entry["splits"].values()), {"usual": next(iter(entry["splits"]))} | entry
+    said |= {"name": name, "languages": tuple(entry["languages"]), "files": files, "entry": entry}
+    return Source(**{field: said[field] for field in Source._fields})
 
 ENTRIES = read_yaml("sources.yaml")
 SOURCES = {name: _declared(name, own) for name, own in ENTRIES.items()}
@@ -382,8 +381,8 @@ def data_cards():  # Markdown, one card for each set
         card = {"restrictions": "none beyond the licence"} | source.entry | {
             "records": "; ".join(f"{split} {part['count'] or '(no published count)'} in `{part['files']}`" for split, part in source.splits.items()),
             "languages": ", ".join(source.languages), "hub": " at revision ".join([*source.entry.get("hub", {"id": "no"}).values()][:2])}
-        cards.append(f"## {name}\n\n" + "\n".join(f"- **{title.capitalize()}:** {card[title]}" for title in (
-            "title", "kind", "licence", "citation", "languages", "records", "restrictions", "obtain", "hub", "folder")))
+        shown = ("title", "kind", "licence", "citation", "languages", "records", "restrictions", "obtain", "hub", "folder", "known_faults")
+        cards.append(f"## {name}\n\n" + "\n".join(f"- **{title.capitalize().replace('_', ' ')}:** {card[title]}" for title in shown if title in card))
     return "\n\n".join(cards) + "\n"
 
 def main(arguments):
