@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,13 +139,11 @@ def _pack_task(documents, rank, _, *, settings, output):
 
 def _manifest_task(_, __, ___, *, settings, output):
     """manifest.json: the settings, every shard, the reasons for which documents were dropped."""
-    from transformers import AutoTokenizer
     shards = [shard for path in sorted((output / "shards").glob("*.json")) for shard in json.loads(path.read_text(encoding="utf-8"))]
     drops = Counter(f"{drop['source']}, {drop['language']}: {drop['reason']}" for path in sorted((output / "dropped").glob("*.jsonl"))
                     for drop in map(json.loads, path.open("rb")))
     write_atomically(output / "manifest.json", to_json(settings | {
-        "vocabulary_size": len(AutoTokenizer.from_pretrained(settings["tokenizer"])), "dropped": dict(sorted(drops.items())),
-        "shards": sorted(shards, key=lambda shard: shard["name"])}))
+        "dropped": dict(sorted(drops.items())), "shards": sorted(shards, key=lambda shard: shard["name"])}))
 
 def build(data_dir, output, *, engine="local", options=None, tasks=1, **settings):
     """Native files of the named sets -> packed shards; every task of every stage is done once, whatever was killed in between.
@@ -153,6 +152,10 @@ def build(data_dir, output, *, engine="local", options=None, tasks=1, **settings
     from datatrove.pipeline.dedup import MinhashConfig, MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
     from datatrove.utils.hashing import HashConfig
     from datatrove.utils.word_tokenizers import WhitespaceTokenizer
+    from transformers import AutoTokenizer
+    for name in (*settings["sets"], *settings["exams"]):
+        sources.splits(data_dir, name)  # what is missing is said at once, not by each task
+    settings["vocabulary_size"] = len(AutoTokenizer.from_pretrained(settings["tokenizer"]))
     output, settings = Path(output).resolve(), settings | {"data_dir": str(data_dir), "tasks": tasks}
     known = json.loads((output / "settings.json").read_text(encoding="utf-8")) if (output / "settings.json").exists() else settings
     if changed := [f"{name} = {known.get(name)!r}, now {value!r}" for name, value in settings.items() if known.get(name) != value]:
@@ -193,7 +196,10 @@ def main(arguments=None):
                         help="for the engine: workers 8; partition cpu, time 20:00:00, mem_per_cpu_gb 4")
     given = vars(parser.parse_args(arguments))
     given["options"] = {name: int(value) if value.isdigit() else value for name, value in given.pop("option")}
-    build(given.pop("data_dir"), given.pop("output"), **given)
+    try:
+        build(given.pop("data_dir"), given.pop("output"), **given)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"refused: {error}")
 
 if __name__ == "__main__":
     from lib import shards  # other processes find its tasks by this name

@@ -27,6 +27,7 @@ LANGUAGES = {"English": "en", "Chinese": "zh", "Japanese": "ja", "French": "fr",
 TEST_PMIDS = frozenset((KNOWLEDGE / "pubmedqa_test.txt").read_text().split())  # the hub does not mark PubMedQA's test questions
 BAD = (ValueError, TypeError, AttributeError, LookupError, OSError, EOFError, zlib.error, zipfile.BadZipFile, ElementTree.ParseError,
        pypdf.errors.PyPdfError, pypdf.errors.DependencyError)
+LONGEST = 50_000_000  # bytes of one record: a longer line is a file that has lost its line ends
 csv.field_size_limit(2**31 - 1)  # whole articles stand in one cell of HealthFact
 
 Source = namedtuple("Source", "name kind folder files licence citation languages splits usual entry")  # entry: all that sources.yaml says of a set
@@ -42,8 +43,12 @@ def _named(error, place):  # an error as a person needs it: what was wrong, wher
 
 def _json_lines(path):  # one at a time, since some of these files do not fit in memory
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
-        yield from ((f"{path}, line {number}", functools.partial(json.loads, line.removeprefix(b"\xef\xbb\xbf")))
-                    for number, line in enumerate(stream, start=1) if line.strip())
+        for number, line in enumerate(iter(functools.partial(stream.readline, LONGEST), b""), start=1):
+            while len(line) == LONGEST and (rest := stream.readline(LONGEST)) and not rest.endswith(b"\n"):
+                pass  # the rest of a line that is too long
+            if line.strip():
+                whole = functools.partial(json.loads, line.removeprefix(b"\xef\xbb\xbf"))
+                yield f"{path}, line {number}", whole if len(line) < LONGEST else ValueError(f"{path}, line {number}: longer than {LONGEST:,} bytes")
 
 @functools.lru_cache(maxsize=1)
 def _s2orc_metadata(folder, pattern):  # the lines of papers with a text; the release of 2020 keeps titles and ids apart from it

@@ -123,10 +123,20 @@ def test_the_shards_hold_what_the_filters_keep(raw, built, tokenizer):
     assert {"web_pages, en: not medical"} <= set(reasons)
     counts = {name: sum(shard["documents"] for shard in manifest["shards"] if shard["source"] == name) for name in SETS}
     assert counts == {name: len(records) for name, records in expected.items()}
-    tokens = {name: int(sum(corpora.count_tokens(tokenizer, [record["text"] for record in records])) + 2 * len(records))
-              for name, records in expected.items()}
-    assert {name: found.tokens for name, found in shards.load_shards(built).items()} == tokens
-    assert sum(sum(shard["languages"].values()) for shard in manifest["shards"]) == sum(tokens.values()) - 2 * sum(counts.values())
+    found, texts = shards.load_shards(built), {name: [] for name in SETS}
+    for name, rows in found.items():
+        for row in range(len(rows.input_ids)):
+            ids = rows.input_ids[row].tolist()
+            texts[name] += [[]] if ids[0] == tokenizer.bos_token_id else []
+            for token in ids:
+                if token == tokenizer.bos_token_id:
+                    texts[name].append([])
+                texts[name][-1].append(token)
+    read = {name: sorted(filter(None, (tokenizer.decode(ids, skip_special_tokens=True) for ids in each))) for name, each in texts.items()}
+    assert read["textbooks"] == sorted(record["text"] for record in expected["textbooks"])
+    assert len(set(read["web_pages"]) & {record["text"] for record in expected["web_pages"]}) >= counts["web_pages"] - 9  # of two alike, one or the other
+    languages = sum(sum(shard["languages"].values()) for shard in manifest["shards"])
+    assert languages == sum(each.tokens for each in found.values()) - 2 * sum(counts.values())  # every document has a start and an end
 
 
 @pytest.mark.slow
@@ -174,10 +184,12 @@ def test_bad_files_are_named_and_counted_and_nothing_else_is_lost(raw, tmp_path)
 
 
 @pytest.mark.slow
-def test_another_setting_in_the_same_folder_is_refused(raw, built):
+def test_another_setting_in_the_same_folder_and_a_missing_set_are_refused(raw, built):
     done = run(raw, built, "--window", "120")
     assert done.returncode != 0
-    assert re.search(r"was begun with window = 512, now 120; take another folder", done.stderr)
+    assert re.search(r"refused: .*was begun with window = 512, now 120; take another folder", done.stderr)
+    done = run(raw, built, "--sets", "pmc_oa")
+    assert re.search(r"refused: .*pmc_oa.* is missing", done.stderr)
 
 
 @pytest.mark.slow
@@ -190,7 +202,7 @@ def test_exam_questions_are_kept_out(raw, tmp_path):
     page = "\n".join(page["text"] for page in world.web_pages(known, "en", documents=12, seed=5))
     question = "A 3-year-old girl is brought to the physician because of a rash that appeared two days after the fever had gone. What is it?"
     item = {"question": question, "options": {"A": "Measles", "B": "Roseola"}, "answer_idx": "B", "answer": "Roseola", "meta_info": "step1"}
-    (native / "medqa_us_4opt" / "test.jsonl").write_text(json.dumps(item) + "\n")
+    (native / "medqa_us_4opt" / "phrases_no_exclude_test.jsonl").write_text(json.dumps(item) + "\n")
     lines = [json.dumps({"text": text}) for text in (page, page.replace(" ", "  ") + "\nQ: " + question.upper())]
     (native / "web_pages" / "a.jsonl").write_text("\n".join(lines) + "\n")
     done = run(native, tmp_path / "out", "--sets", "web_pages", "--tokenizer", str(raw / "tokenizer"), "--exams", "medqa_us_4opt")
