@@ -78,7 +78,7 @@ def clean_sources(raw):
     """{source: records} after the filters, and what they dropped: a Cleaned with `documents` and `dropped`."""
     kept, dropped = {}, []
     for source, records in raw.items():
-        kept[source], gone = filters.clean(records, filters.steps_for(source, thresholds=filters.WORLD_THRESHOLDS))
+        kept[source], gone = filters.clean(records, filters.steps_for(source, keywords=filters.world_keywords(), thresholds=filters.WORLD_THRESHOLDS))
         dropped += gone
         if not kept[source]:
             raise ValueError(f"source {source!r}: none of its {len(records)} documents passed the filters")
