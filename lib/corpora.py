@@ -78,7 +78,8 @@ def clean_sources(raw):
     """{source: records} after the filters, and what they dropped: a Cleaned with `documents` and `dropped`."""
     kept, dropped, last = {}, [], [filters.duplicates()]  # one memory: a copy in another source is a copy
     for source, records in raw.items():
-        kept[source], gone = filters.clean(records, filters.steps_for(source, thresholds=filters.WORLD_THRESHOLDS, last=last))
+        steps = filters.steps_for(source, keywords=filters.world_keywords(), thresholds=filters.WORLD_THRESHOLDS, last=last)
+        kept[source], gone = filters.clean(records, steps)
         dropped += gone
         if not kept[source]:
             raise ValueError(f"source {source!r}: none of its {len(records)} documents passed the filters")

@@ -3,6 +3,7 @@
 # A step takes a record {text, source, language, id, meta} and returns it (a changed copy where it mends something) or
 # the reason, a string, for dropping it. meta["removed"] counts what was taken out: {kind: lines or marks}.
 
+import csv
 import functools
 import hashlib
 import os
@@ -10,9 +11,9 @@ import re
 import zlib
 from collections import Counter
 
-import ahocorasick_rs
 import numpy as np
 import rensa
+from ahocorasick_rs import AhoCorasick, Implementation
 
 from lib.world import bare, read_table, read_yaml
 
@@ -31,6 +32,7 @@ SPACED = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in ran
 FACTORS = np.random.default_rng(0).integers(1, 2**63, 5, np.uint64) | np.uint64(1)  # odd: no bit is lost
 BANDS, ROWS = 20, 10
 ANCHOR = 32  # characters of a question that are looked up; longer ones are rarer in texts but cost more memory
+SPACES = re.findall(r"[^\S \n]", "".join(map(chr, range(0x3001))))  # every kind but the blank and the line end
 PATTERNS = read_yaml("filters.yaml")
 FORMS = {kind: f"(?:{'|'.join(forms)})" for kind, forms in PATTERNS["dirt"].items()}
 BOILERPLATE = {kind: re.compile("|".join(forms), re.I) for kind, forms in PATTERNS["boilerplate"].items()}
@@ -146,31 +148,58 @@ def low_quality(record):
 
 @functools.cache
 def default_keywords(language):
-    """The diseases, treatments and tests of lib/knowledge/terms.csv, and the words of 7 letters or more in their names:
-    "infectious mononucleosis" also counts as "mononucleosis". Chinese and Japanese names stay whole."""
-    kinds = ("disease", "drug", "treatment", "test")
-    terms = [bare(row[language], language) for row in read_table("terms.csv") if row["kind"] in kinds]
-    words = [] if language in UNSPACED else re.findall(r"[^\W\d_]{7,}", " ".join(terms))
-    return tuple(dict.fromkeys(keyword.lower() for keyword in terms + words))
+    """The medical words of lib/knowledge/keywords.csv: short ones as they are most often written, since they count as whole tokens."""
+    return tuple(row[language] for row in read_table("keywords.csv"))
+
+@functools.cache
+def world_keywords():
+    """{language: words} of the controlled world: its diseases, treatments and tests, and the words of 7 letters or more in their names."""
+    rows = [row for row in read_table("terms.csv") if row["kind"] in ("disease", "drug", "treatment", "test")]
+    terms = {language: [bare(row[language], language).lower() for row in rows] for language in SCRIPT}
+    parts = {language: [] if language in UNSPACED else re.findall(r"[^\W\d_]{7,}", " ".join(terms[language])) for language in SCRIPT}
+    return {language: tuple(dict.fromkeys(terms[language] + parts[language])) for language in SCRIPT}
+
+def read_keywords(path):
+    """{language: words} of a CSV file with the columns language (jp: Japanese) and keyword, as MMedC's lists are published."""
+    keywords = {}
+    with open(path, encoding="utf-8-sig", newline="") as stream:
+        for row in (rows := csv.DictReader(stream)):
+            language, word = {"jp": "ja"}.get(row.get("language"), row.get("language")), row.get("keyword")
+            if language not in SCRIPT or not (word or "").strip():
+                column, known = ("keyword", "it must not be empty") if language in SCRIPT else ("language", f"it must be one of {', '.join(SCRIPT)}")
+                raise ValueError(f"{path}, line {rows.line_num}, column {column}: {row.get(column)!r}; {known}")
+            keywords.setdefault(language, {})[word.strip().lower()] = None
+    return {language: tuple(words) for language, words in keywords.items()}
+
+@functools.cache
+def _automaton(language, keywords):
+    """(what finds all keywords in one pass, {what it looks for: keyword}, the keywords that can overlap themselves)."""
+    words = {" ".join(word.lower().split()) for word in keywords} - {""}
+    long = {word for word in words if language in UNSPACED or len(word) > 10 or (len(word) > 5 and " " in word)}
+    tokens = {before + word + after: word for word in words - long if " " not in word for before in " \n" for after in " \n"}
+    patterns = {word: word for word in long} | tokens
+    finder = AhoCorasick([*patterns, *(SPACES if tokens else ())], store_patterns=True, implementation=Implementation.DFA)
+    return finder, patterns, {word for word in long if any(word.startswith(word[i:]) for i in range(1, len(word)))}
 
 def keyword_hits(text, language, keywords):
     """(number of different keywords, share of the text's characters in a keyword), by MMedLM's rule: a long keyword counts anywhere in the
     text, a short one as a whole token between spaces; in Chinese and Japanese all are long.
     >>> keyword_hits("Asthma and asthma attacks", "en", ("asthma", "tuberculosis"))
     (1, 0.48)"""
-    lower, hits = text.lower(), {}
-    tokens = Counter(lower.split())
-    for word in map(str.lower, keywords):
-        long = language in UNSPACED or len(word) > 10 or (len(word) > 5 and len(word.split()) > 1)
-        hits[word] = lower.count(word) if long else tokens[word]
-    return sum(map(bool, hits.values())), sum(len(word) * times for word, times in hits.items()) / max(1, len(text))
+    finder, patterns, overlapping = _automaton(language, tuple(keywords))
+    lower = text.lower().encode(errors="replace").decode()  # half of a surrogate pair becomes "?"
+    lines = f"\n{lower}\n".replace("\t", "\n").replace("\r", "\n").replace("\xa0", "\n").replace("\u202f", "\n")
+    hits = Counter(map(patterns.get, finder.find_matches_as_strings(lines, overlapping=True)))
+    if None in hits:  # a rarer kind of space
+        hits = Counter(map(patterns.get, finder.find_matches_as_strings(re.sub(r"[^\S ]", "\n", lines), overlapping=True)))
+    hits.update({word: lower.count(word) - hits[word] for word in hits.keys() & overlapping})  # update adds
+    return len(hits), sum(len(word) * times for word, times in hits.items()) / max(1, len(text))
 
 def keyword_filter(record, *, keywords=None, thresholds=KEYWORD_THRESHOLDS):
     """MMedC's web filter: keep a page with enough different keywords on enough of its characters.
     keywords: {language: words}, else default_keywords; thresholds: {language: (keywords, share of characters)}."""
     language = record["language"]
-    words = keywords[language] if keywords else default_keywords(language)
-    unique, share = keyword_hits(record["text"], language, words)
+    unique, share = keyword_hits(record["text"], language, default_keywords(language) if keywords is None else keywords[language])
     return record if unique >= thresholds[language][0] and share >= thresholds[language][1] else "not medical"
 
 def _words(text):
@@ -229,7 +258,7 @@ def overlap_finder(questions, *, window=512):
         size = min(ANCHOR, needed)
         for at in range(0, len(question) - size + 1, needed - size + 1):
             anchors.setdefault(question[at:at + size], []).append((number, at))
-    automaton, places = ahocorasick_rs.AhoCorasick(anchors), list(anchors.values())
+    automaton, places = AhoCorasick(anchors), list(anchors.values())
 
     def find(text):
         text, found = _plain(text), set()

@@ -307,7 +307,8 @@ def _record(source, split, number, native):  # as one of ours; None where the se
 
 def read_records(data_dir, name, *, split=None, on_error="stop", problems=None, part=(0, 1)):
     """Records of one set of any kind, of one split or of all that are there, the publisher's test split included (meta["split"]).
-    on_error="skip" leaves bad records out; what was wrong, and where, is added to `problems`, else printed, as a wrong count is. part: (number, of how many) parts that the files are dealt to."""
+    on_error="skip" leaves bad records out; what was wrong, and where, is added to `problems`, else printed, as a wrong count is.
+    part: (number, of how many) parts that the files are dealt to."""
     (source, splits), found, seen = _opened(data_dir, name, split), [] if problems is None else problems, set()
     for each in splits:
         count = 0

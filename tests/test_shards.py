@@ -199,7 +199,7 @@ def test_exam_questions_are_kept_out(raw, tmp_path):
     (native / "web_pages").mkdir(parents=True)
     (native / "medqa_us_4opt").mkdir()
     known = world.load_world(number_of_diseases=30)
-    page = "\n".join(page["text"] for page in world.web_pages(known, "en", documents=12, seed=5))
+    page = "\n".join(page["text"] for page in world.web_pages(known, "en", documents=60, seed=5)[:12])
     question = "A 3-year-old girl is brought to the physician because of a rash that appeared two days after the fever had gone. What is it?"
     item = {"question": question, "options": {"A": "Measles", "B": "Roseola"}, "answer_idx": "B", "answer": "Roseola", "meta_info": "step1"}
     (native / "medqa_us_4opt" / "phrases_no_exclude_test.jsonl").write_text(json.dumps(item) + "\n")

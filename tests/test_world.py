@@ -589,7 +589,7 @@ def test_books_and_papers_lose_their_dirt_and_keep_their_facts(some, language):
     papers = world.papers(some, language, documents=40, seed=12)
     statements, kinds = Statements(some, language), dirt(language)
     for records, expected in ((books, set(kinds)), (papers, set(kinds) - {"contents", "figure reference"})):
-        kept, dropped = filters.clean(records, filters.steps_for(records[0]["source"], thresholds=filters.WORLD_THRESHOLDS))
+        kept, dropped = filters.clean(records, filters.steps_for(records[0]["source"]))
         before = {kind for kind, form in kinds.items() for record in records if re.search(form, record["text"])}
         assert before == expected
         left = [(kind, record["text"][found.start() - 30:found.end() + 30]) for kind, form in kinds.items() for record in kept
@@ -605,7 +605,7 @@ def test_books_and_papers_lose_their_dirt_and_keep_their_facts(some, language):
 def test_web_pages_are_filtered_as_the_real_crawl_is(some, language):
     """Medical pages stay without their boilerplate, everyday pages and near-copies go, each with its reason."""
     pages, statements = world.web_pages(some, language, documents=200, seed=13), Statements(some, language)
-    kept, dropped = filters.clean(pages, filters.steps_for("web", thresholds=filters.WORLD_THRESHOLDS))
+    kept, dropped = filters.clean(pages, filters.steps_for("web", keywords=filters.world_keywords(), thresholds=filters.WORLD_THRESHOLDS))
     medical = {page["id"] for page in pages if page["meta"]["facts"]}
     boilerplate = wordings(language)["web"]["boilerplate"]
     assert 40 < len(medical) < 110
