@@ -38,7 +38,7 @@ FORMS = {kind: f"(?:{'|'.join(forms)})" for kind, forms in PATTERNS["dirt"].item
 BOILERPLATE = {kind: re.compile("|".join(forms), re.I) for kind, forms in PATTERNS["boilerplate"].items()}
 FIGURE_REFERENCE = re.compile(FORMS["figure"], re.I)
 MARKS = {"URL": re.compile(FORMS["url"], re.I | re.ASCII), "citation mark": re.compile(FORMS["citation"]),
-         "figure reference": re.compile(rf"\s?[(（][^()（）]{{0,25}}{FORMS['figure']}[^()（）]{{0,25}}[)）]", re.I)}
+         "figure reference": re.compile(FORMS["figure reference"].replace("FIGURE", FORMS["figure"]), re.I)}
 SENTENCE_END = re.compile(FORMS["sentence end"], re.I)
 HYPHEN = re.compile(r"(?<=[a-zà-ÿа-яё])[-\u00ad]\n(?=[a-zà-ÿа-яё])")  # capitals and digits keep theirs: IL-\n6
 NAME, NEXT = FORMS["name"], rf"(?:(?:[,;]|,? and|,? &) {FORMS['name']})"
