@@ -155,9 +155,9 @@ def default_keywords(language):
 def world_keywords():
     """{language: words} of the controlled world: its diseases, treatments and tests, and the words of 7 letters or more in their names."""
     rows = [row for row in read_table("terms.csv") if row["kind"] in ("disease", "drug", "treatment", "test")]
-    terms = {language: [bare(row[language], language).lower() for row in rows] for language in SCRIPT}
-    parts = {language: [] if language in UNSPACED else re.findall(r"[^\W\d_]{7,}", " ".join(terms[language])) for language in SCRIPT}
-    return {language: tuple(dict.fromkeys(terms[language] + parts[language])) for language in SCRIPT}
+    terms = {language: [bare(row[language], language).lower() for row in rows] for language in KEYWORD_THRESHOLDS}
+    parts = {language: [] if language in UNSPACED else re.findall(r"[^\W\d_]{7,}", " ".join(terms[language])) for language in KEYWORD_THRESHOLDS}
+    return {language: tuple(dict.fromkeys(terms[language] + parts[language])) for language in KEYWORD_THRESHOLDS}
 
 def read_keywords(path):
     """{language: words} of a CSV file with the columns language (jp: Japanese) and keyword, as MMedC's lists are published."""
@@ -165,9 +165,11 @@ def read_keywords(path):
     with open(path, encoding="utf-8-sig", newline="") as stream:
         for row in (rows := csv.DictReader(stream)):
             language, word = {"jp": "ja"}.get(row.get("language"), row.get("language")), row.get("keyword")
-            if language not in SCRIPT or not (word or "").strip():
-                column, known = ("keyword", "it must not be empty") if language in SCRIPT else ("language", f"it must be one of {', '.join(SCRIPT)}")
-                raise ValueError(f"{path}, line {rows.line_num}, column {column}: {row.get(column)!r}; {known}")
+            if language not in KEYWORD_THRESHOLDS:
+                raise ValueError(f"{path}, line {rows.line_num}, column language: {row.get('language')!r}; it must be one of "
+                                 f"{', '.join(KEYWORD_THRESHOLDS)}")
+            if not (word or "").strip():
+                raise ValueError(f"{path}, line {rows.line_num}, column keyword: {word!r}; it must not be empty")
             keywords.setdefault(language, {})[word.strip().lower()] = None
     return {language: tuple(words) for language, words in keywords.items()}
 

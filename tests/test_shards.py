@@ -79,12 +79,14 @@ def raw(tmp_path_factory, tokenizer):
         (folder / "web_pages" / name / "0.jsonl").write_bytes(b"".join(lines[:half]))
         (folder / "web_pages" / name / "1.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[half:])))
     tokenizer.save_pretrained(folder / "tokenizer")
+    keywords = [f"{language},{word}" for language, words in filters.world_keywords().items() for word in words]
+    (folder / "keywords.csv").write_text("\n".join(["language,keyword", *keywords]) + "\n", encoding="utf-8")
     return folder
 
 
 def command(raw, output, *more):
     return [sys.executable, "-m", "lib.shards", str(raw), str(output), "--sets", *SETS, "--tokenizer", str(raw / "tokenizer"),
-            "--sequence-length", "64", "--tasks", "3", "--option", "workers", "2", *more]
+            "--keywords", str(raw / "keywords.csv"), "--sequence-length", "64", "--tasks", "3", "--option", "workers", "2", *more]
 
 
 def run(raw, output, *more):
@@ -114,7 +116,7 @@ def test_the_shards_hold_what_the_filters_keep(raw, built, tokenizer):
     for name in SETS:
         kind = {"textbooks": "book", "web_pages": "web"}[name]
         records = list(corpora.sources.read_records(raw, name))
-        kept, dropped = filters.clean(records, filters.steps_for(kind))
+        kept, dropped = filters.clean(records, filters.steps_for(kind, keywords=filters.read_keywords(raw / "keywords.csv")))
         for drop in dropped:
             key = f"{drop['source']}, {drop['language']}: {drop['reason']}"
             reasons[key] = reasons.get(key, 0) + 1
@@ -172,7 +174,7 @@ def test_bad_files_are_named_and_counted_and_nothing_else_is_lost(raw, tmp_path)
     (folder / "c.jsonl").write_bytes(b'{"text": "' + b"word " * 12_000_000 + b'"}\n' + good[2])
     (folder / "d.jsonl").write_bytes(b"")
     (folder / "e.jsonl").write_bytes(good[3])
-    done = run(tmp_path / "native", tmp_path / "out", "--tokenizer", str(raw / "tokenizer"), "--sets", "web_pages")
+    done = run(tmp_path / "native", tmp_path / "out", "--tokenizer", str(raw / "tokenizer"), "--sets", "web_pages", "--keywords", str(raw / "keywords.csv"))
     assert done.returncode == 0, done.stderr[-2000:]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert sum(shard["documents"] for shard in manifest["shards"]) == 4
@@ -203,9 +205,10 @@ def test_exam_questions_are_kept_out(raw, tmp_path):
     question = "A 3-year-old girl is brought to the physician because of a rash that appeared two days after the fever had gone. What is it?"
     item = {"question": question, "options": {"A": "Measles", "B": "Roseola"}, "answer_idx": "B", "answer": "Roseola", "meta_info": "step1"}
     (native / "medqa_us_4opt" / "phrases_no_exclude_test.jsonl").write_text(json.dumps(item) + "\n")
-    lines = [json.dumps({"text": text}) for text in (page, page.replace(" ", "  ") + "\nQ: " + question.upper())]
+    lines = [json.dumps({"text": text}) for text in (page, page[:-1] + "\nQ: " + question.upper().replace(" ", "  "))]
     (native / "web_pages" / "a.jsonl").write_text("\n".join(lines) + "\n")
-    done = run(native, tmp_path / "out", "--sets", "web_pages", "--tokenizer", str(raw / "tokenizer"), "--exams", "medqa_us_4opt")
+    done = run(native, tmp_path / "out", "--sets", "web_pages", "--tokenizer", str(raw / "tokenizer"), "--exams", "medqa_us_4opt",
+               "--keywords", str(raw / "keywords.csv"))
     assert done.returncode == 0, done.stderr[-2000:]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["dropped"] == {"web_pages, en: overlaps an exam": 1}
