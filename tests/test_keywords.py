@@ -24,8 +24,9 @@ def is_long(word, language):
 def published_hits(text, language, keywords):
     """MMedLM's filter.py, written down again: every keyword looked for in turn."""
     lower, unique, covered = text.lower(), 0, 0
+    tokens = lower.split()
     for keyword in {keyword.lower() for keyword in keywords}:
-        found = lower.count(keyword) if is_long(keyword, language) else lower.split().count(keyword)
+        found = lower.count(keyword) if is_long(keyword, language) else tokens.count(keyword)
         unique, covered = unique + (found > 0), covered + found * len(keyword)
     return unique, covered / max(1, len(text))
 
