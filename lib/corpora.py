@@ -64,12 +64,15 @@ def world_sources(profile, language="en", *, fictional=False, seed=0):
             "web": world.web_pages(known, language, documents=profile.web_pages, seed=seed),
             "general": world.general_text(known, language, documents=profile.general_pages, seed=seed)}
 
-def load_sources(profile, data_dir="", *, languages=("en",), seed=0):
-    """{source: records} as they come: of the controlled world, or of the real files in `data_dir` (English) plus general text."""
+def load_sources(profile, data_dir="", *, languages=("en",), more=(), seed=0):
+    """{source: records} as they come: of the controlled world, or of the real files in `data_dir` (English) plus general text.
+    more: names of sets that are too large to be read unasked (S2ORC, PMC, textbooks, a crawl); their source is their kind."""
     if data_dir:
         real = sources.load_corpus(data_dir)
         grouped = {role: [record for record in real if record["meta"]["kind"] == kind] for role, kind in PUBLIC_ROLES.items()}
         found = {role: records for role, records in grouped.items() if records}
+        for name in more:
+            found.setdefault(sources.SOURCES[name].kind, []).extend(sources.load_corpus(data_dir, [name]))
         return found | {"general": world_sources(profile, seed=seed)["general"]}
     per_language = [world_sources(profile, language, seed=seed) for language in languages]
     return {source: [record for made in per_language for record in made[source]] for source in per_language[0]}
