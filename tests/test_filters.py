@@ -170,7 +170,8 @@ def test_no_fact_or_everyday_sentence_is_boilerplate(small_world, language):
 @pytest.mark.parametrize("line", [
     "Avoid cookies, cakes and other sweets.", "Зарегистрированы новые случаи кори.", "本研究已在临床试验中心注册。",
     "Затем можно перейти к лечению.", "Les patients ne doivent pas partager une seringue.", "Many share this risk factor.",
-    "For more information to be gained, the trial must be larger.", "Las dos enfermedades comparten este rasgo.", "This may be helpful in mild cases.", "医生分享治疗经验。"])
+    "For more information to be gained, the trial must be larger.",
+    "A click on the left side of the heart is typical.", "Las dos enfermedades comparten este rasgo.", "This may be helpful in mild cases.", "医生分享治疗经验。"])
 def test_medical_lines_with_a_word_of_boilerplate_stay(line):
     assert filters.boilerplate_kind(line) is None
 
