@@ -87,7 +87,7 @@ def _without_dirt(text, language, removed):
         in_references = bool(REFERENCES.fullmatch(line) or in_references and (not line or ENTRY.match(line)))
         kinds = ["references"] * in_references + [kind for kind, form in WHOLE_LINES.items() if form.fullmatch(line)]
         removed.update(kinds[:1] if line else [])
-        mended = "" if kinds else _mended(line, language, removed)
+        mended = "" if kinds else _mended(line, language, removed).strip()
         kept += [mended] if re.search(r"\w", mended) or not (line or kinds) else []
     return kept
 

@@ -81,7 +81,7 @@ def _pdf_pages(path):  # page after page, so that running heads come back; a sca
 def _medquad_pairs(path):  # the parts of a topic (0000001_1, 0000001_2) repeat each other: one document
     for number, pair in enumerate(ElementTree.parse(path).iter("QAPair"), start=1):
         place, fields = f"{path}, QAPair {number}", {child.tag: child.text for child in pair} | {"pair": number, "topic": path.stem.split("_")[0]}
-        yield place, fields | {"Question": _need(fields, "Question", place).replace(" ?", "?")}
+        yield place, fields | {"Question": re.sub(r" *\?[ ?]*$", "?", _need(fields, "Question", place))}
 
 def _liveqa_questions(path):  # answers stand below ReferenceAnswer, three below RefAnswer, in the training files below others
     for number, node in enumerate(ElementTree.parse(path).iter("NLM-QUESTION"), start=1):

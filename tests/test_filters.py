@@ -98,7 +98,9 @@ def test_cleaning_twice_changes_nothing(small_world, language):
     ("Contents\n1 Asthma ........ 3\n2 Gout . . . . . . 9\nAsthma is common.", "Asthma is common."),
     # of real papers
     ("It recurs [2], [3]–[5] and heals [6] . Okafor et al. [7].", "It recurs and heals. Okafor et al."),
-    ("As in [7] it fell (F[1,12] = 8.4; [3]).", "As in [7] it fell (F[1,12] = 8.4)."),
+    ("As in [7], unlike patients from [8], it fell (F[1,12] = 8.4; [3]).", "As in [7], unlike patients from [8], it fell (F[1,12] = 8.4)."),
+    ("Chlorhexidine and [1,10]phenanthroline [2].", "Chlorhexidine and [1,10]phenanthroline."),
+    ("It was seen (in June 2010) and again (March 2011).", "It was seen (in June 2010) and again (March 2011)."),
     ("It is rare (Okafor et al., 2001; Wang and Moreau 1999a, b), mild (see Wang 2003) and (in 1999) new.", "It is rare, mild and (in 1999) new."),
     ("Lipstatin (THL, Figure 1A) acts (p = 0.01; Fig. 2) well (Figure 3A; p = 0.02) (Fig. 4) .",
      "Lipstatin (THL) acts (p = 0.01) well (p = 0.02)."),
@@ -171,7 +173,8 @@ def test_no_fact_or_everyday_sentence_is_boilerplate(small_world, language):
 @pytest.mark.parametrize("line", [
     "Avoid cookies, cakes and other sweets.", "Зарегистрированы новые случаи кори.", "本研究已在临床试验中心注册。",
     "Затем можно перейти к лечению.", "Les patients ne doivent pas partager une seringue.", "Many share this risk factor.",
-    "Las dos enfermedades comparten este rasgo.", "This may be helpful in mild cases.", "医生分享治疗经验。"])
+    "For more information to be gained, the trial must be larger.",
+    "A click on the left side of the heart is typical.", "Las dos enfermedades comparten este rasgo.", "This may be helpful in mild cases.", "医生分享治疗经验。"])
 def test_medical_lines_with_a_word_of_boilerplate_stay(line):
     assert filters.boilerplate_kind(line) is None
 

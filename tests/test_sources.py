@@ -1,13 +1,20 @@
 """The loaders against the public files where they are, and against small native files made by hand, good and broken."""
 
 import csv
+import gzip
 import json
+import random
+import textwrap
 from pathlib import Path
 
 import datasets
+import matplotlib as mpl
+import pypdf
 import pytest
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
 
-from lib import sources
+from lib import filters, sources
 from lib.results import REPOSITORY
 
 TWINS = Path(__file__).parent / "assets" / "sources"  # invented records in the published forms of sets that are not at hand
@@ -593,3 +600,217 @@ def test_public_papers_are_whole(shared_data):
         papers = sources.load_corpus(shared_data, [name])
         assert len(papers) == 8
         assert all(len(paper["text"]) > 10_000 and paper["text"].count("\n") > 10 for paper in papers)
+
+
+# --- papers: S2ORC in its three formats, PMC's XML ---
+
+ABOUT = ("title", "pmc_id", "pubmed_id", "mag_field_of_study")
+
+
+def in_three_formats(native, known):
+    """(2019, 2020, 2021, metadata row of 2020) of one paper, whatever the format that it is published in."""
+    parse = native.get("grobid_parse") or {part: native[part] for part in ("abstract", "body_text")}
+    about, key = {name: (native.get("metadata") or known).get(name) for name in ABOUT}, native["paper_id"]
+    row = {"paper_id": key, "authors": [], "abstract": None} | about | {"has_pdf_parse": True}
+    return ({"paper_id": key, "metadata": about, "s2_pdf_hash": "", "grobid_parse": parse, "latex_parse": None},
+            {"paper_id": key, "_pdf_hash": ""} | parse | {"bib_entries": {}, "ref_entries": {}},
+            {"paper_id": key, "metadata": about, "back_matter": [{"text": "We thank the crew."}]} | parse, row)
+
+
+def test_the_three_formats_of_s2orc_give_one_text(shared_data, tmp_path):
+    """Every public paper, rewritten in each format: the same text, title first, and the same ids; back matter is left out."""
+    folder = shared_data / "s2orc_json"
+    rows = map(json.loads, (folder / "data/metadata/sample.jsonl").read_text(encoding="utf-8").splitlines())
+    known = {row["paper_id"]: row for row in rows}
+    paths = sorted(folder.glob("tests/s2orc/*/*.json"))
+    assert {path.parent.name for path in paths} == {"20190928", "20200705", "20210101"}
+    papers = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    formats = zip(*(in_three_formats(paper, known.get(paper["paper_id"], {})) for paper in papers))
+    published = {record["id"]: record for record in sources.read_records(shared_data, "s2orc")}
+    *releases, metadata = (list(records) for records in formats)
+    for year, records in zip(("2019", "2020", "2021"), releases):
+        root = tmp_path / year
+        write(root / "s2orc_json/pdf_parses/pdf_parses_3.jsonl", records)
+        if year == "2020":
+            write(root / "s2orc_json/metadata/metadata_3.jsonl", metadata)
+            write(root / "s2orc_json/metadata/metadata_4.jsonl", [row | {"title": "Of another shard"} for row in metadata])
+        assert {record["id"]: record for record in sources.read_records(root, "s2orc")} == published
+    assert all(record["text"].split("\n")[0] == sources.tidy(row["title"]) for record, row in zip(published.values(), metadata))
+    assert len(published) == 8
+    assert "thank the crew" not in "".join(record["text"] for record in published.values())
+
+
+def test_papers_without_a_pmc_id_are_dropped_and_fields_of_study_are_told(shared_data):
+    papers = sources.load_corpus(shared_data, ["s2orc", "pmc_oa"])
+    kept, dropped = filters.clean(papers, [filters.without_pmc_id])
+    assert {record["id"]: record["meta"]["pmc_id"] for record in kept if record["source"] == "s2orc"} == {
+        "s2orc-10002293": "PMC5371592", "s2orc-10045593": "PMC5055573", "s2orc-18980463": "PMC1950857"}
+    assert (len(kept), {drop["reason"] for drop in dropped}) == (3 + 8, {"no PMC id"})
+    fields = {record["id"]: record["meta"]["field_of_study"] for record in papers}
+    assert fields["s2orc-18980463"] == ["Biology", "Medicine"]
+    assert fields["s2orc-10002293"] is None  # the release of 2019 does not tell it
+    assert fields["pmc_oa-pntd.0002065"] == ["Veterinary Science"]
+    metadata = list(sources.read_records(shared_data, "s2orc_metadata"))
+    assert len(filters.clean(metadata, [filters.without_pmc_id])[0]) == 34
+    assert sum(record["meta"]["field_of_study"] == ["Medicine"] for record in metadata) == 174
+
+
+JATS = """<article xmlns:mml="m"><front><journal-meta><journal-title>J</journal-title></journal-meta><article-meta>
+<article-id pub-id-type="pmid">7</article-id><article-id pub-id-type="pmcid">PMC8</article-id>
+<article-categories><subj-group subj-group-type="heading"><subject>Research</subject></subj-group>
+<subj-group subj-group-type="Discipline-v3"><subject>Medicine</subject><subj-group><subject>Livers</subject></subj-group></subj-group></article-categories>
+<title-group><article-title>Of <italic>livers</italic></article-title></title-group>
+<abstract><p>We looked.</p></abstract><abstract abstract-type="summary"><p>Again.</p></abstract></article-meta></front>
+<body><sec><label>1.</label><title>Results</title><p>It has
+10<sup>6</sup> cells<sup><xref ref-type="bibr" rid="b1">1</xref>,<xref ref-type="bibr" rid="b2">2</xref></sup> at 5 m<sup>-2</sup>,
+in the 20<sup>th</sup> week<xref ref-type="bibr" rid="b1"><sup>1</sup></xref>:
+<list><list-item><p>first,</p></list-item><list-item><p>second<fn><p>A note.</p></fn>,</p></list-item></list>
+and so on.<table-wrap><caption><p>A table.</p></caption><table><tr><td>1</td></tr></table></table-wrap>
+See <disp-formula><tex-math>\\documentclass{x}</tex-math></disp-formula>here.</p></sec></body>
+<back><ref-list><ref><article-title>Other</article-title></ref></ref-list></back></article>"""
+
+
+def test_xml_of_a_paper_by_hand(tmp_path):
+    """A table within a paragraph, a list, raised numbers and raised citations, a formula: each has gone wrong in real papers."""
+    write(tmp_path / "pmc_oa_nxml/a.nxml", JATS)
+    (record,) = sources.read_records(tmp_path, "pmc_oa")
+    assert record["text"] == ("Of livers\nWe looked.\nResults\nIt has 10^6 cells at 5 m^-2, in the 20th week:\nfirst,\nsecond,\n"
+                              "and so on. See here.")
+    assert record["meta"] | {"kind": "", "document": ""} == {
+        "kind": "", "document": "", "split": "train", "pmc_id": "PMC8", "pmid": "7", "field_of_study": ["Medicine"]}
+
+
+def test_public_papers_hold_no_table(shared_data):
+    """mds526 has its tables within paragraphs: 10,000 of its 33,000 characters were numbers."""
+    papers = {record["id"]: record["text"] for record in sources.read_records(shared_data, "pmc_oa")}
+    assert len(papers["pmc_oa-mds526"]) < 24_000
+    assert not [line for text in papers.values() for line in text.split("\n") if sum(map(str.isdigit, line)) > 0.3 * len(line)]
+
+
+# --- bad shards ---
+
+PAPER = {"abstract": [{"text": "We tried."}], "body_text": [{"text": "It helped."}]}
+
+
+def shard(folder, papers, **broken):
+    """Lines of a gzipped shard of S2ORC; broken: {_line: bytes}."""
+    lines = [json.dumps(paper).encode() for paper in papers]
+    for place, content in broken.items():
+        lines[int(place[1:]) - 1] = content
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "pdf_parses_0.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\n".join(lines) + b"\n", mtime=0))
+    return path
+
+
+def read_with_problems(data_dir, name):
+    problems = []
+    return [record["id"] for record in sources.read_records(data_dir, name, on_error="skip", problems=problems)], problems
+
+
+def test_bad_lines_of_a_gzipped_shard_are_named_and_nothing_else_is_lost(tmp_path):
+    papers = [{"paper_id": str(number)} | PAPER for number in range(1, 8)]
+    papers[4] |= {"abstract": [], "body_text": []}
+    shard(tmp_path / "s2orc_json/pdf_parses", papers, _2=b'{"paper_id": "2", "abst', _4=b'{"paper_id": "4\xff"}', _7=b"[]")
+    ids, problems = read_with_problems(tmp_path, "s2orc")
+    assert ids == ["s2orc-1", "s2orc-3", "s2orc-6"]
+    for number, said in enumerate(("line 2: broken JSON", "line 4: not UTF-8 at byte 15", "line 5, field 'body_text.text': a non-empty text", "line 7")):
+        assert f"pdf_parses_0.jsonl.gz, {said}" in problems[number]
+    assert len(problems) == 4
+
+
+def test_a_gzipped_shard_that_was_cut_short_keeps_what_can_be_read(tmp_path):
+    papers = [{"paper_id": str(number), "noise": random.Random(number).random()} | PAPER for number in range(4000)]
+    path = shard(tmp_path / "s2orc_json", papers)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])
+    ids, problems = read_with_problems(tmp_path, "s2orc")
+    assert 1000 < len(ids) < 3000
+    assert ids == [f"s2orc-{number}" for number in range(len(ids))]
+    assert len(problems) == 1
+    assert "pdf_parses_0.jsonl.gz: EOFError('Compressed file ended" in problems[0]
+    path.write_bytes(b"no gzip at all")
+    assert "BadGzipFile" in read_with_problems(tmp_path, "s2orc")[1][0]
+    with pytest.raises(ValueError, match="pdf_parses_0.jsonl.gz: BadGzipFile"):
+        sources.load_corpus(tmp_path, ["s2orc"])
+
+
+def test_a_broken_line_of_the_metadata_costs_its_paper_only(tmp_path):
+    papers = [{"paper_id": str(number)} | PAPER for number in (1, 2, 3)]
+    shard(tmp_path / "s2orc_json/pdf_parses", papers)
+    rows = [json.dumps({"paper_id": str(number), "title": f"Title {number}", "has_pdf_parse": True, "pmc_id": "PMC1"}) for number in (1, 2, 3)]
+    rows[1] = rows[1][:-3]
+    folder = tmp_path / "s2orc_json/metadata"
+    folder.mkdir()
+    (folder / "metadata_0.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
+    ids, problems = read_with_problems(tmp_path, "s2orc")
+    assert (ids, len(problems)) == (["s2orc-1", "s2orc-3"], 1)
+    assert "pdf_parses_0.jsonl.gz, line 2: broken JSON" in problems[0]
+    assert read_with_problems(tmp_path, "s2orc_metadata")[0] == ["s2orc_metadata-1", "s2orc_metadata-3"]
+
+
+# --- textbooks as PDF ---
+
+PAGES = [
+    ["Contents", "1 Asthma ........ 3", "2 Gout ........ 9"],
+    ["Okafor A, Moreau C, Wang G", "Chapter 1. Asthma",
+     "Asthma is a chronic disease of the airways [3]. It is trea-", "ted with inhaled steroids (see Figure 5.1). See Figure 5.2."],
+    ["Attacks are frequent in winter [4, 5]. More at", "https://www.example.org/asthma for doctors.", "Beta blockers are to be avoided."],
+    ["Chapter 2. Gout", "Gout follows from uric acid (Wang et al., 2001).", "Allopurinol prevents attacks."],
+    ["References", "1. Okafor A (2001). Of asthma. J Med 3:4.", "2. Wang G. Gout. Lancet 1999;3:4."]]
+
+
+def book_pdf(path, pages):
+    """A page of lines each, with a running head and a page number, as matplotlib writes them; its text can be read out again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"pdf.fonttype": 42}), PdfPages(path) as pdf:
+        for number, lines in enumerate(pages, start=1):
+            figure = Figure((6, 8))
+            for row, line in enumerate([f"{number} PRINCIPLES OF MEDICINE", *lines, str(number)]):
+                figure.text(0.1, 0.9 - 0.05 * row, line, fontsize=9)
+            pdf.savefig(figure)
+    return path
+
+
+def test_a_book_as_pdf_is_cleaned_to_its_sentences(tmp_path):
+    book_pdf(tmp_path / "textbooks/medicine.pdf", PAGES)
+    write(tmp_path / "textbooks/anatomy.txt", "The liver makes bile.")
+    assert sources.splits(tmp_path, "textbooks") == ["text", "pdf"]
+    raw = {record["id"]: record for record in sources.load_corpus(tmp_path, ["textbooks"])}
+    assert list(raw) == ["textbooks-anatomy", "textbooks-medicine"]
+    book = raw["textbooks-medicine"]
+    assert book["text"].count("PRINCIPLES OF MEDICINE") == len(PAGES)
+    cleaned = filters.clean_book(book)
+    assert cleaned["text"] == textwrap.dedent("""\
+        Chapter 1. Asthma
+        Asthma is a chronic disease of the airways. It is treated with inhaled steroids.
+        Attacks are frequent in winter. More at
+        for doctors.
+        Beta blockers are to be avoided.
+        Chapter 2. Gout
+        Gout follows from uric acid.
+        Allopurinol prevents attacks.""")
+    assert cleaned["meta"]["removed"] == {"URL": 1, "author line": 1, "citation mark": 3, "contents": 3, "figure reference": 2,
+                                          "hyphenation": 1, "references": 3, "running head": 10}
+
+
+def test_broken_locked_and_scanned_books_are_named(tmp_path):
+    folder = tmp_path / "textbooks"
+    whole = book_pdf(folder / "good.pdf", PAGES).read_bytes()
+    blank = pypdf.PdfWriter()
+    blank.add_blank_page(width=300, height=400)
+    blank.write(folder / "scanned.pdf")
+    writer = pypdf.PdfWriter(clone_from=folder / "good.pdf")
+    writer.encrypt("secret", algorithm="RC4-128")
+    writer.write(folder / "locked.pdf")
+    (folder / "cut.pdf").write_bytes(whole[:600])
+    (folder / "no.pdf").write_bytes(b"This is no PDF.")
+    (folder / "empty.pdf").write_bytes(b"")
+    ids, problems = read_with_problems(tmp_path, "textbooks")
+    assert ids == ["textbooks-good"]
+    said = {problem.partition(".pdf")[0].rpartition("/")[2]: problem.partition(".pdf")[2] for problem in problems}
+    assert sorted(said) == ["cut", "empty", "locked", "no", "scanned"]
+    assert "not been decrypted" in said["locked"]
+    assert "the file is empty" in said["empty"]
+    assert "field 'text': a non-empty text is needed" in said["scanned"]
+    assert all("not in the published form" in said[name] for name in ("cut", "no"))
