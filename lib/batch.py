@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -141,10 +142,9 @@ def _upstream_findings(job, name):
 
 def is_current(job):
     """Whether the result in place is whole and was made from the inputs of now."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, KeyError):
         provenance = json.loads((job.folder / "provenance.json").read_text(encoding="utf-8"))
-        whole = all((job.folder / name).is_file() for name in provenance.get("files", []))
-        return whole and provenance.get("input_hash") == input_hash(job)
+        return all((job.folder / name).is_file() for name in provenance["files"]) and provenance["input_hash"] == input_hash(job)
     return False
 
 def run_job(job, *, time_limit=None):
@@ -156,8 +156,7 @@ def run_job(job, *, time_limit=None):
                 execute(job, staging, time_limit=time_limit)
                 check_executed(staging / f"{job.name}.ipynb")
                 minutes = round((time.monotonic() - started) / 60, 2)
-                facts = {"parameters": job.parameters, "input_hash": before, "wall_minutes": minutes}
-                files = finish(job, staging, facts)
+                files = finish(job, staging, {"parameters": job.parameters, "input_hash": before, "wall_minutes": minutes})
                 results.publish(staging, job.folder)
             except Exception as error:
                 return "failed", f"{_cause(error)}; {_keep_failed(job, staging)}"
@@ -177,10 +176,9 @@ def execute(job, staging, *, time_limit=None):
                           JUPYTER_PATH=f"{sys.prefix}/share/jupyter",  # this environment's kernel, not another's
                           MPLBACKEND="module://matplotlib_inline.backend_inline"),
           concurrent.futures.ThreadPoolExecutor(1) as pool):
-        future = pool.submit(
-            papermill.execute_notebook, str(job.path), str(staging / f"{job.name}.ipynb"), injected,
-            kernel_name="python3", language="python", progress_bar=False, log_output=False, cwd=str(REPOSITORY),
-            start_timeout=120, iopub_timeout=60, coalesce_streams=True, extra_arguments=["--log-level=ERROR"])
+        future = pool.submit(papermill.execute_notebook, str(job.path), str(staging / f"{job.name}.ipynb"), injected, kernel_name="python3",
+                             language="python", progress_bar=False, log_output=False, cwd=str(REPOSITORY), start_timeout=120,
+                             iopub_timeout=60, coalesce_streams=True, extra_arguments=["--log-level=ERROR"])
         if not _watch(future, job.name, Path(scratch) / "progress", time_limit):
             raise TimeoutError(f"time limit of {time_limit:g} s reached")
         future.result()
@@ -204,8 +202,6 @@ def _watch(future, name, progress, time_limit):
             for process in psutil.Process().children(recursive=True):  # the kernel and what it started
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-        if sys.stdout.isatty():
-            print("\r\033[K", end="")
 
 def check_executed(path):
     """Raise RuntimeError unless every code cell ran, none failed, and findings.json was written beside the notebook."""
@@ -226,8 +222,7 @@ def finish(job, staging, facts):
     """Quote the findings, strip clock and machine, refuse secrets, export HTML, complete provenance; return files."""
     path = staging / f"{job.name}.ipynb"
     document = json.loads(path.read_text(encoding="utf-8"))
-    papermill = document["metadata"].pop("papermill", {})  # it holds times and paths, too
-    document["metadata"]["papermill"] = {"parameters": papermill.get("parameters", {})}
+    document["metadata"]["papermill"] = {"parameters": document["metadata"]["papermill"]["parameters"]}  # it holds times and paths, too
     for number, cell in enumerate(document["cells"]):  # ids are random, cell metadata holds times
         cell["id"] = f"cell-{number:02d}"
         cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags" and value}
@@ -267,9 +262,10 @@ def _cause(error):
     return " ".join((cell or f"{type(error).__name__}: {error}").split())[:400]
 
 def run_jobs(jobs, *, force=False, stop_on_error=False, time_limit=None):
-    """Run the jobs in order; yields (job, status, minutes, detail) after each."""
-    broken = []  # notebooks that failed or did not run
-    for job in jobs:
+    """Run the jobs in order, neighbours that only read results two at a time; yields (job, status, minutes, detail) of each, in order.
+    A notebook that can be given nothing but PROFILE only reads: it trains and measures nothing."""
+    broken, aside = [], {}  # notebooks that failed or did not run; name -> pipe of those that run beside their neighbour
+    def settle(job):
         started = time.monotonic()
         needed = [name for name in job.upstream if name in broken or not _upstream_findings(job, name)]
         if broken and stop_on_error:
@@ -281,9 +277,24 @@ def run_jobs(jobs, *, force=False, stop_on_error=False, time_limit=None):
             status, detail = "unchanged", f"kept {results.hide_paths(str(job.folder))} (--force runs it again)"
         else:
             status, detail = run_job(job, time_limit=time_limit)
+        return status, (time.monotonic() - started) / 60, detail
+    for job, after in zip(jobs, [*jobs[1:], None]):
+        if after and {*job.declared, *after.declared} == {"PROFILE"} and job.name not in after.upstream and not stop_on_error:
+            aside[after.name] = _begin(settle, after)
+        status, minutes, detail = aside[job.name].recv() if job.name in aside else settle(job)
         if status in ("failed", "not run"):
             broken.append(job.name)
-        yield job, status, (time.monotonic() - started) / 60, detail
+        yield job, status, minutes, detail
+
+def _begin(settle, job):
+    """Settle a job in a process of its own (papermill changes the environment); return the pipe that the outcome comes from."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    def run():
+        with contextlib.suppress(KeyboardInterrupt):
+            sender.send(settle(job))
+    multiprocessing.get_context("fork").Process(target=run, daemon=True).start()
+    sender.close()  # so that the end of the process is the end of the pipe
+    return receiver
 
 def fill_sources(jobs):
     """Put the findings of results/small into the first cells of the sources and into the README; yields their paths.
@@ -337,8 +348,8 @@ def main(arguments=None):
         results.tidy()
         for job, status, minutes, detail in run_jobs(jobs, force=options.force, stop_on_error=options.stop_on_error, time_limit=options.time_limit):
             rows.append((job.name, status, f"{minutes:.1f}", detail))
-            print(f"{job.name}: {status}, {minutes:.1f} min", flush=True)
-    except KeyboardInterrupt:
+            print("\r\033[K" * sys.stdout.isatty() + f"{job.name}: {status}, {minutes:.1f} min", flush=True)
+    except (KeyboardInterrupt, EOFError):  # the second: a process beside this one was killed
         rows.append((jobs[len(rows) - 1].name, "interrupted", "", "the next call goes on from the last checkpoint"))
     width = max(len(row[0]) for row in rows)
     print("", *(f"{row[0]:{width}}  {row[1]:11}  {row[2]:>7}  {row[3]}" for row in rows), sep="\n")

@@ -69,8 +69,7 @@ def make_completion_exam(name, items):
     for number, item in enumerate(items):
         if "completion" not in item:
             raise ValueError(f"exam {name!r}, item {number}, field 'completion': missing; it holds stem and endings")
-    return Benchmark(name, tuple(items), lambda item: item["completion"]["stem"],
-                     lambda item: ("", item["completion"]["endings"]), "answer_text_v1")
+    return Benchmark(name, tuple(items), lambda item: item["completion"]["stem"], lambda item: ("", item["completion"]["endings"]), "answer_text_v1")
 
 @dataclass(frozen=True)
 class Form:

@@ -45,12 +45,9 @@ def colours(names) -> dict:
     for name in names:
         key = family(name)
         members[key] = members.get(key, -1) + 1
-        chosen[name] = _paler(PALETTE[key], members[key]) if key else next(free)
+        strength = 1 - min(0.35 * members[key], 0.6)
+        chosen[name] = to_hex([1 - (1 - part) * strength for part in to_rgb(PALETTE[key])]).upper() if key else next(free)
     return chosen
-
-def _paler(colour, steps):
-    share = min(0.35 * steps, 0.6)
-    return to_hex([1 - (1 - part) * (1 - share) for part in to_rgb(colour)]).upper()
 
 def _scaled(axis, values=()):
     """(axis title, factor): a title without a unit, over values between -1 and 1, is a share and shown in percent."""
@@ -103,7 +100,8 @@ def _panels(frame, *, label, group, row_height, axis_title, share="all"):
     for labels, _ in rows:
         lines = max(1 + _wrap(name).count("\n") for name in labels)
         heights.append(len(labels) * max(row_height, 0.06 + 0.13 * lines) + 0.35 + 0.2 * (group is not None))
-    fig, grid = plt.subplots(len(rows), width, figsize=(WIDTH, sum(heights) + 0.55), height_ratios=heights, squeeze=False, sharex=share)
+    fig, grid = plt.subplots(len(rows), width, layout="constrained", figsize=(WIDTH, sum(heights) + 0.55), squeeze=False, sharex=share,
+                             height_ratios=heights)
     for (labels, parts), axes in zip(rows, grid):
         for ax, (name, part) in zip(axes, parts):
             _rows(ax, labels, ylim=(len(labels) - 0.5, -0.5))
@@ -153,8 +151,7 @@ def interval_bars(frame, *, label, value, low, high, group=None, series=None, re
 
 def forest(frame, *, label, difference, low, high, group=None, note=None, axis="difference (points)", title=None):
     """Differences with intervals, filled where the interval leaves zero out; note: a column of marks such as "†"."""
-    factor = _scaled(axis)[1]
-    frame = frame.assign(**{name: factor * frame[name].astype(float) for name in (difference, low, high)})
+    frame = frame.assign(**{name: _scaled(axis)[1] * frame[name].astype(float) for name in (difference, low, high)})
     fig, panels = _panels(frame, label=label, group=group, row_height=0.2, axis_title=axis, share="row")
     for ax, part, labels in panels:
         ax.axvline(0, color=PALE, linewidth=1, zorder=1)
@@ -180,7 +177,7 @@ def _spread(places, gap):
 def curves(frame, *, x, y, series, low=None, high=None, x_label, y_label, chance=None, title=None):
     """One line a series, its interval as a band, its name at its end."""
     y_label, factor = _scaled(y_label, frame[y].astype(float))
-    fig, ax = plt.subplots(figsize=(WIDTH, 3.6))
+    fig, ax = plt.subplots(layout="constrained", figsize=(WIDTH, 3.6))
     look, ends = colours(frame[series]), []
     for marker, (name, part) in zip(cycle(MARKERS), frame.sort_values(x, kind="stable").groupby(series, sort=False)):
         ax.plot(part[x], factor * part[y], color=look[name], marker=marker, markersize=3.5)
@@ -206,7 +203,7 @@ def stacked_bars(frame, *, label, part, value, axis, title=None):
     labels, parts = (list(dict.fromkeys(frame[name])) for name in (label, part))
     table = frame.pivot_table(index=label, columns=part, values=value, aggfunc="sum").reindex(labels, columns=parts)
     table, look = _scaled(axis)[1] * table.fillna(0), colours(parts)
-    fig, ax = plt.subplots(figsize=(WIDTH, (0.3 if len(labels) < 13 else 0.2) * len(labels) + 1.0))
+    fig, ax = plt.subplots(layout="constrained", figsize=(WIDTH, (0.3 if len(labels) < 13 else 0.2) * len(labels) + 1.0))
     left, longest = np.zeros(len(labels)), table.sum(axis=1).max()
     for name in parts:
         bars = ax.barh(range(len(labels)), table[name], left=left, color=look[name], height=0.72, edgecolor="white")
@@ -226,7 +223,7 @@ def distributions(frame, *, value, group, axis, title=None):
     log = low > 0 and high / low > 30
     edges = np.geomspace(low, high, 49) if log else np.linspace(low, high + 1e-9, 49)
     groups, look = list(frame.groupby(group, sort=False)), colours(frame[group])
-    fig, ax = plt.subplots(figsize=(WIDTH, 0.45 * len(groups) + 0.9))
+    fig, ax = plt.subplots(layout="constrained", figsize=(WIDTH, 0.45 * len(groups) + 0.9))
     for at, (name, part) in enumerate(groups):
         counts = np.histogram(part[value], edges)[0]
         ax.stairs(at - 0.8 * counts / max(counts.max(), 1), edges, baseline=at, fill=True, alpha=0.6, color=look[name])
@@ -246,7 +243,7 @@ def heat_map(matrix, *, axis_label="accuracy", title=None):
     """A frame of scores as coloured cells with their numbers; missing cells stay white."""
     axis_label, factor = _scaled(axis_label, matrix.astype(float))
     table = factor * matrix.astype(float)
-    fig, ax = plt.subplots(figsize=(WIDTH, 0.21 * len(table) + 1.1))
+    fig, ax = plt.subplots(layout="constrained", figsize=(WIDTH, 0.21 * len(table) + 1.1))
     image = ax.imshow(table, aspect="auto", cmap="cividis")
     middle = (np.nanmin(table) + np.nanmax(table)) / 2
     for (row, column), number in np.ndenumerate(table.to_numpy()):
@@ -268,7 +265,7 @@ def radar(frame, *, label, spoke, value, axis="accuracy", title=None):
     axis, factor = _scaled(axis, frame[value].astype(float))
     table = factor * frame.pivot(index=label, columns=spoke, values=value).reindex(labels, columns=spokes)
     angles = np.append(np.linspace(0, 2 * np.pi, len(spokes), endpoint=False), 0)
-    fig, ax = plt.subplots(figsize=(WIDTH, 4.2), subplot_kw={"projection": "polar"})
+    fig, ax = plt.subplots(layout="constrained", figsize=(WIDTH, 4.2), subplot_kw={"projection": "polar"})
     for marker, (name, colour) in zip(cycle(MARKERS), colours(labels).items()):
         ax.plot(angles, table.loc[name].iloc[[*range(len(spokes)), 0]], color=colour, label=name, marker=marker, ms=4)
     ax.set_theta_zero_location("N")

@@ -97,8 +97,7 @@ def encode_examples(records, tokenizer, *, sequence_length, template="short"):
     """((prompt ids, response ids) of each record, number left out because they exceed a row); bos before, eos after."""
     prompts = encode(tokenizer, [render_prompt(r, template=template) for r in records])
     responses = encode(tokenizer, [r["output"] for r in records])
-    examples = [([tokenizer.bos_token_id, *prompt], [*response, tokenizer.eos_token_id])
-                for prompt, response in zip(prompts, responses)]
+    examples = [([tokenizer.bos_token_id, *prompt], [*response, tokenizer.eos_token_id]) for prompt, response in zip(prompts, responses)]
     fitting = [(p, r) for p, r in examples if len(p) + len(r) <= sequence_length]
     return fitting, len(examples) - len(fitting)
 

@@ -160,16 +160,16 @@ def swaps(frame):
     frame = frame[frame["metric"].isin(SCORES) & ~frame["column"].isin(AVERAGES)]
     for metric, part in frame.groupby(frame["metric"].str.removesuffix("/F1"), sort=False):
         table = part.reset_index().pivot(index=["paper", "table", "setting", "row"], columns="exam", values="index")
-        cells, table = part["value"], table.loc[:, table.notna().sum() >= 15]
+        table = table.loc[:, table.notna().sum() >= 15]
+        values = table.apply(pd.Series.map, args=(part["value"],))
         for a, b in combinations(table.columns, 2):
-            pair = table[[a, b]].dropna().astype(int)
-            gap = cells[pair[a]].to_numpy() - cells[pair[b]].to_numpy()
-            usual = np.unique(gap)  # a row copied into another table counts once
+            gap = (values[a] - values[b]).to_numpy()  # NaN where one of the two is missing
+            usual = np.unique(gap[~np.isnan(gap)])  # a row copied into another table counts once
             if len(usual) < 15:
                 continue
             centre, spread = np.median(usual), stats.median_abs_deviation(usual, scale="normal")
             odd = (np.abs(gap - centre) > 4 * spread) & (np.abs(gap + centre) < spread)
-            for index in pair.to_numpy()[odd]:
+            for index in table.loc[odd, [a, b]].to_numpy(int):
                 yield list(index), np.nan, f"{metric} of {a} and {b} would fit {len(usual)} other rows if swapped"
 
 def copies(frame):

@@ -57,16 +57,14 @@ def start_run(notebook, parameters, *, backend="controlled-world"):
         backend = "public-data"
     if backend not in BACKENDS:
         raise ValueError(f"start_run({notebook!r}): backend {backend!r} is none of {', '.join(BACKENDS)}")
-    staging = os.environ.get("RESULTS_STAGING")
-    folder = Path(staging) if staging else results_root() / profile_folder(parameters) / notebook
+    folder = Path(os.environ.get("RESULTS_STAGING") or results_root() / profile_folder(parameters) / notebook)
     for part in ("tables", "figures", "rows"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     return Run(notebook, parameters["PROFILE"], dict(parameters), backend, folder)
 
 def to_json(record, indent=2):
     """A record as JSON text in the one form that is committed; a numpy scalar becomes a number, a path text."""
-    return json.dumps(record, indent=indent, ensure_ascii=False,
-                      default=lambda value: value.item() if hasattr(value, "item") else str(value)) + "\n"
+    return json.dumps(record, indent=indent, ensure_ascii=False, default=lambda value: value.item() if hasattr(value, "item") else str(value)) + "\n"
 
 def write_atomically(path, content):
     """Write text or bytes so that a reader sees the old file or the whole new one, never a part; return the path."""
@@ -99,20 +97,17 @@ def save_figure(run, name, figure):
     if not any(text.get_gid() == "backend-footer" for text in figure.texts):  # saving twice must not print it twice
         footer = f"{run.notebook} · profile {run.profile} · backend: {run.backend}"
         figure.text(0.01, -0.02, footer, gid="backend-footer", ha="left", va="top", fontsize=7, color="0.45")
-    figure.draw_without_rendering()
-    from matplotlib import rc_context
-    with rc_context({"figure.constrained_layout.use": False}):  # laid out and measured once: else each format would be drawn twice
-        figure.set_layout_engine(None)
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
+        figure.set_layout_engine(None)  # laid out once, for both formats: each would do it again, and draw everything to find out
     whole = figure.get_tightbbox().padded(0.1)
-    dates = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
-    drawn = {suffix: io.BytesIO() for suffix in dates}
-    for suffix, buffer in drawn.items():
-        figure.savefig(buffer, format=suffix, dpi=150, bbox_inches=whole, metadata=dates[suffix])
-        write_atomically(_path(run, "figures", f"{name}.{suffix}"), buffer.getvalue())
+    for suffix, dates in {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}.items():
+        figure.savefig(drawn := io.BytesIO(), format=suffix, dpi=150, bbox_inches=whole, metadata=dates)
+        write_atomically(_path(run, "figures", f"{name}.{suffix}"), drawn.getvalue())
     if "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
         from IPython.display import Image, display
         from matplotlib.pyplot import close
-        display(Image(drawn["png"].getvalue(), width=110 * figure.get_figwidth(), alt=name.replace("_", " ")))
+        display(Image(drawn.getvalue(), width=110 * figure.get_figwidth(), alt=name.replace("_", " ")))
         close(figure)
     return figure
 
@@ -180,10 +175,10 @@ def fill_answer(markdown, findings):
 def hide_paths(text):
     """Replace this machine's paths (environment, repository, home, staging folder, kernel files) by short names."""
     text = re.sub(re.escape(str(results_root())) + r"/\.staging-[\w-]+", "results/<this run>", text)
-    text = re.sub(r"/[\w./-]*ipykernel_\d+/\d+\.py", "<cell>", text)
+    text = re.sub(r"/[\w./-]*ipykernel_\d+/\d+\.py", "<cell>", text) if "ipykernel_" in text else text  # slow where there are pictures
     start = r"(?:(?<![\w.])|(?<=\\[nt])|(?<=\dm))"  # not inside a word, but behind a JSON \n or a terminal colour
     for path, short in ((sys.prefix, "<environment>"), (REPOSITORY, "."), (Path.home(), "~")):
-        if len(Path(path).parts) > 1:  # a home of "/" would match everything
+        if len(Path(path).parts) > 1 and str(path) in text:  # a home of "/" would match everything
             text = re.sub(start + re.escape(str(path)) + r"(?![\w.-])", short, text)
     return text
 
