@@ -6,6 +6,7 @@ that says what was wrong; a value that does not exist (no variation, all ties) i
 from collections.abc import Callable
 from typing import NamedTuple
 
+import krippendorff
 import numpy as np
 from scipy import stats
 from statsmodels.stats import inter_rater, multitest, proportion
@@ -163,10 +164,8 @@ def paired_permutation(differences, *, seed: int, clusters=None, replicates: int
     if n < 32 and 2**n <= replicates:
         signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
         return _plain((np.abs(signs @ sums) >= observed).mean(axis=0))
-    extreme = 0
-    for rng, size in _pieces(n, seed, replicates):
-        bits = np.unpackbits(rng.integers(0, 256, (size, n // 8 + 1), dtype=np.uint8), axis=1, count=n)
-        extreme += (np.abs((2.0 * bits - 1) @ sums) >= observed).sum(axis=0)
+    drawn = (np.unpackbits(rng.integers(0, 256, (size, n // 8 + 1), dtype=np.uint8), axis=1, count=n) for rng, size in _pieces(n, seed, replicates))
+    extreme = sum((np.abs((2.0 * bits - 1) @ sums) >= observed).sum(axis=0) for bits in drawn)
     return _plain((1 + extreme) / (1 + replicates))
 
 def blocked_permutation(values, groups, *, blocks, seed: int, replicates: int = REPLICATES):
@@ -180,14 +179,12 @@ def blocked_permutation(values, groups, *, blocks, seed: int, replicates: int = 
     members, _ = _members(blocks, len(values))
     if not (np.bincount(members, groups) % np.bincount(members)).any():
         raise ValueError("no block holds ratings of both groups, so there is nothing to permute")
-    order = np.argsort(members)
-    values, groups, members = values[order], groups[order], members[order]
+    values, groups, members = (array[np.argsort(members)] for array in (values, groups, members))
     weight = np.where(groups, 1 / groups.sum(), -1 / (1 - groups).sum())
     observed = np.abs(weight @ values) - 1e-9 * np.abs(values).mean(axis=0)
-    extreme = 0
-    for rng, size in _pieces(len(values), seed, replicates):
-        within = np.argsort(rng.random((size, len(values))) + members, axis=1)  # sorted keys stay in their block
-        extreme += (np.abs(weight[within] @ values) >= observed).sum(axis=0)
+    drawn = (rng.random((size, len(values))) for rng, size in _pieces(len(values), seed, replicates))
+    orders = (np.argsort(keys + members, axis=1) for keys in drawn)  # sorted keys stay in their block
+    extreme = sum((np.abs(weight[order] @ values) >= observed).sum(axis=0) for order in orders)
     return _plain((1 + extreme) / (1 + replicates))
 
 def bootstrap(statistic: Callable, rows, *, seed: int, replicates: int = 1_000) -> Estimate:
@@ -226,18 +223,11 @@ def krippendorff_alpha(ratings, metric: str = "ordinal") -> float:
     >>> round(krippendorff_alpha([[1, 1], [2, 3], [3, 3], [4, 4]]), 2)
     0.91"""
     ratings = _rows(ratings, missing=True)
-    values = np.unique(ratings[~np.isnan(ratings)])
-    counts = (ratings[..., None] == values).sum(axis=1)  # (items, values)
-    counts = counts[counts.sum(axis=1) >= 2]  # a lone rating agrees with nobody
-    if metric not in ("nominal", "ordinal", "interval") or not len(counts):
+    ratings = ratings[(~np.isnan(ratings)).sum(axis=1) >= 2]  # a lone rating agrees with nobody
+    if metric not in ("nominal", "ordinal", "interval") or not len(ratings):
         raise ValueError("alpha needs an item with two ratings, and a metric: nominal, ordinal or interval")
-    share = counts / (counts.sum(axis=1, keepdims=True) - 1)
-    pairs = share.T @ counts - np.diag(share.sum(axis=0))
-    total = pairs.sum(axis=0)  # pairable ratings of each value
-    place = np.cumsum(total) - total / 2 if metric == "ordinal" else values
-    distance = 1 - np.eye(len(values)) if metric == "nominal" else np.subtract.outer(place, place) ** 2
-    expected = total @ distance @ total / (total.sum() - 1)
-    return float(1 - (pairs * distance).sum() / expected) if expected else float("nan")
+    alike = np.nanmin(ratings) == np.nanmax(ratings)
+    return float("nan") if alike else float(krippendorff.alpha(ratings.T, level_of_measurement=metric))
 
 def icc(ratings, form: str = "2,1") -> float:
     """Intraclass correlation of ratings (items, raters), Shrout and Fleiss 1979; NaN when all are equal.
