@@ -1,11 +1,12 @@
 """The three profiles: how large the models, corpora and exams are on a test run, a laptop and a GPU node."""
 
 from dataclasses import dataclass, make_dataclass
-from pathlib import Path
 
 import yaml
 
-SETTINGS = yaml.safe_load(Path(__file__).with_name("knowledge").joinpath("profiles.yaml").read_text(encoding="utf-8"))
+from lib.results import KNOWLEDGE
+
+SETTINGS = yaml.safe_load((KNOWLEDGE / "profiles.yaml").read_text(encoding="utf-8"))
 
 @dataclass(frozen=True)
 class Architecture:

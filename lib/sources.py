@@ -11,11 +11,13 @@ import re
 import sys
 import time
 import zipfile
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from lib.results import results_root, write_atomically
+import openpyxl
+
+from lib.results import fill_template, results_root, write_atomically
 from lib.world import KNOWLEDGE, read_yaml
 
 TEXTS = ("web", "paper", "dialogue", "book", "general")  # kinds of training text
@@ -25,19 +27,8 @@ TEST_PMIDS = frozenset((KNOWLEDGE / "pubmedqa_test.txt").read_text().split())  #
 BAD = (ValueError, KeyError, TypeError, AttributeError, IndexError, ElementTree.ParseError, zipfile.BadZipFile)
 csv.field_size_limit(2**31 - 1)  # whole articles stand in one cell of HealthFact
 
-@dataclass(frozen=True)
-class Source:
-    """One public data set, as it lies in a folder below DATA_DIR or on the hub."""
-    name: str
-    kind: str         # one of KINDS
-    folder: str       # below DATA_DIR
-    files: tuple      # patterns of the native files, at any depth below the folder, split by split
-    licence: str
-    citation: str
-    languages: tuple  # ISO codes
-    splits: dict      # name -> {files, count as published or null, language}
-    usual: str        # the split that load_exam reads if none is named; "all" for every one
-    entry: dict       # all that lib/knowledge/sources.yaml says of it
+FIELDS = "name kind folder files licence citation languages splits usual entry".split()  # as lib/knowledge/sources.yaml says; entry: all of it
+Source = make_dataclass("Source", FIELDS, frozen=True)
 
 def _named(error, place):  # an error as a person needs it: what was wrong, where, and what to do
     if isinstance(error, UnicodeDecodeError):
@@ -70,16 +61,9 @@ def _csv_rows(path, columns=None, left_out=()):  # , ; or tab between the cells,
             told = {"_cells": [f"{name}: {cell}" for name, cell in row.items() if name not in left_out], "_choices": list(row.values())[1:5]}
             yield f"{path}, line {rows.line_num}", row | told | {"_subject": path.stem.rsplit("_", 1)[0]}
 
-def _xlsx_rows(path):  # the first sheet by its header; a workbook is zipped XML
-    with zipfile.ZipFile(path) as book:
-        strings, sheet = (ElementTree.fromstring(book.read(f"xl/{part}.xml")) for part in ("sharedStrings", "worksheets/sheet1"))
-    shared, header = ["".join(text.text or "" for text in string.iterfind(".//{*}t")) for string in strings], {}
-    for row in sheet.iterfind(".//{*}row"):
-        cells = {re.match("[A-Z]+", cell.get("r"))[0]: shared[int(cell[0].text)] if cell.get("t") == "s" else "".join(cell.itertext())
-                 for cell in row if len(cell)}
-        if header and any(cells.values()):
-            yield f"{path}, row {row.get('r')}", {title: cells.get(column) for column, title in header.items()}
-        header = header or cells
+def _xlsx_rows(path):  # the first sheet by its header
+    header, *rows = openpyxl.load_workbook(path).worksheets[0].values
+    yield from ((f"{path}, row {number}", dict(zip(header, cells))) for number, cells in enumerate(rows, start=2) if any(cells))
 
 def _medquad_pairs(path):  # the parts of a topic (0000001_1, 0000001_2) repeat each other: one document
     for number, pair in enumerate(ElementTree.parse(path).iter("QAPair"), start=1):
@@ -364,7 +348,7 @@ def _declared(name, own):  # a set that is read in a second way (of: ..) takes w
     entry = {key: value for key, value in (ENTRIES.get(own.get("of"), {}) | own).items() if value is not None}
     said = {"usual": next(iter(entry["splits"]))} | entry | {"name": name, "languages": tuple(entry["languages"]), "entry": entry}
     said["files"] = tuple(split["files"] for split in entry["splits"].values())
-    return Source(**{field: said[field] for field in Source.__annotations__})
+    return Source(*map(said.get, FIELDS))
 
 ENTRIES = read_yaml("sources.yaml")
 SOURCES = {name: _declared(name, own) for name, own in ENTRIES.items()}
@@ -377,14 +361,7 @@ def inventory(data_dir):  # a line for each set and split that is there: set, sp
                "seconds": time.perf_counter() - started, "problems": problems}
 
 def data_cards():  # Markdown, one card for each set
-    cards = ["# Data sets\n\nWritten from `lib/knowledge/sources.yaml` by `python -m lib.sources --cards`. None of the data is in this repository."]
-    for name, source in SOURCES.items():
-        card = {"restrictions": "none beyond the licence"} | source.entry | {
-            "records": "; ".join(f"{split} {part['count'] or '(no published count)'} in `{part['files']}`" for split, part in source.splits.items()),
-            "languages": ", ".join(source.languages), "hub": " at revision ".join([*source.entry.get("hub", {"id": "no"}).values()][:2])}
-        cards.append(f"## {name}\n\n" + "\n".join(f"- **{title.capitalize()}:** {card[title]}" for title in (
-            "title", "kind", "licence", "citation", "languages", "records", "restrictions", "obtain", "hub", "folder")))
-    return "\n\n".join(cards) + "\n"
+    return fill_template("data_cards.md", sources=SOURCES.values())
 
 def main(arguments):
     """usage: python -m lib.sources DATA_DIR (a folder with data sets: what is there) or --cards (writes results/data_cards.md)"""

@@ -5,11 +5,11 @@ import functools
 import random
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
-KNOWLEDGE = Path(__file__).resolve().parent / "knowledge"
+from lib.results import KNOWLEDGE
+
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 ATTRIBUTES = ("specialty", "cause", "symptom", "test", "treatment", "warning")
 LETTERS = "ABCDE"
