@@ -1,6 +1,7 @@
 """Ablations as lists of runs, one line a row of the table; shared stages are trained once and taken from runs/."""
 
 import random
+from itertools import product
 
 import pandas as pd
 
@@ -95,15 +96,14 @@ def tuning_data(profile, tokenizer, data_dir="", wanted=("rationale", "+ dialogu
 def accuracy_table(rows, trained, exams, *, method="loglikelihood"):
     """One line a row and exam, seeds pooled: accuracy, interval, chance, unparsed. trained: {seed: {row: stage folder}}."""
     lines = []
-    for row in rows:
-        for exam in exams:
-            pooled = _pooled(trained, row["row"], exam)
-            line = {"row": row["row"], "size": row["size"], "exam": exam.name, "seeds": len(trained)}
-            line |= evaluation.accuracy_row(pooled, method=method, chance=exam.chance)
-            if len(trained) > 1:  # seeds share their questions: the interval is over facts
-                spread = statistics.bootstrap_mean(evaluation.correct(pooled, method), seed=0, clusters=[one["fact"] for one in pooled])
-                line |= {"low": spread.low, "high": spread.high}
-            lines.append(line)
+    for row, exam in product(rows, exams):
+        pooled = _pooled(trained, row["row"], exam)
+        line = {"row": row["row"], "size": row["size"], "exam": exam.name, "seeds": len(trained)}
+        line |= evaluation.accuracy_row(pooled, method=method, chance=exam.chance)
+        if len(trained) > 1:  # seeds share their questions: the interval is over facts
+            spread = statistics.bootstrap_mean(evaluation.correct(pooled, method), seed=0, clusters=[one["fact"] for one in pooled])
+            line |= {"low": spread.low, "high": spread.high}
+        lines.append(line)
     return pd.DataFrame(lines)
 
 def _pooled(trained, name, exam):
@@ -112,11 +112,10 @@ def _pooled(trained, name, exam):
 def step_table(rows, trained, exams, *, method="loglikelihood"):
     """Each row against the row it extends on the same items: difference, interval and p-value over facts."""
     lines = []
-    for row in rows:
-        for exam in exams if row["extends"] else ():
-            gain = evaluation.compare(*(_pooled(trained, name, exam) for name in (row["row"], row["extends"])), method=method)
-            lines.append({"exam": exam.name, "step": f"{row['row']} over {row['extends']}", "row": row["row"], "difference": gain.value,
-                          "low": gain.low, "high": gain.high, "wins": gain.wins, "losses": gain.losses, "p_value": gain.p_value})
+    for row, exam in product([row for row in rows if row["extends"]], exams):
+        gain = evaluation.compare(*(_pooled(trained, name, exam) for name in (row["row"], row["extends"])), method=method)
+        lines.append({"exam": exam.name, "step": f"{row['row']} over {row['extends']}", "row": row["row"], "difference": gain.value,
+                      "low": gain.low, "high": gain.high, "wins": gain.wins, "losses": gain.losses, "p_value": gain.p_value})
     return pd.DataFrame(lines)
 
 def steps_between(folders, exams, *, seed=0):

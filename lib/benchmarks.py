@@ -54,8 +54,7 @@ class Benchmark:
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 def make_exam(name, items, *, instruction=ZERO_SHOT_INSTRUCTION, template="short", extraction="answer_text_v1"):
-    """A multiple-choice benchmark from exam items, asked zero-shot with one instruction for all items.
-    `instruction` may be a function of the item number (for unseen wordings)."""
+    """A multiple-choice benchmark from exam items, asked zero-shot with one instruction or (for unseen wordings) a function of the item number."""
     asked = {item.get("id"): instruction(number) if callable(instruction) else instruction for number, item in enumerate(items)}
     return Benchmark(name, tuple(items), lambda item: render_prompt(exam_record(item, instruction=asked[item["id"]]), template=template),
                      _options_after_stem, extraction)
@@ -70,8 +69,7 @@ def make_completion_exam(name, items):
     for number, item in enumerate(items):
         if "completion" not in item:
             raise ValueError(f"exam {name!r}, item {number}, field 'completion': missing; it holds stem and endings")
-    return Benchmark(name, tuple(items), lambda item: item["completion"]["stem"],
-                     lambda item: ("", item["completion"]["endings"]), "answer_text_v1")
+    return Benchmark(name, tuple(items), lambda item: item["completion"]["stem"], lambda item: ("", item["completion"]["endings"]), "answer_text_v1")
 
 FORMS = read_yaml("prompts.yaml")["forms"]  # how an exam is printed: a case, one option, the answer that is scored
 
@@ -107,10 +105,7 @@ def _options_after_stem(item):
     return stem, {letter: f" {text}." for letter, text in item["options"].items()}
 
 def check_item(item, *, where):
-    """ValueError that names the field when an exam item has no question, too few options or no right answer.
-    >>> check_item({"id": "1", "question": "?", "options": {"A": "x", "B": "y"}, "answer_idx": "C"}, where="exam.jsonl, line 3")
-    Traceback (most recent call last):
-    ValueError: exam.jsonl, line 3, field 'answer_idx': 'C' is not among the options A, B"""
+    """ValueError that names the place and the field when an exam item has no question, too few options or no right answer."""
     options, right = item.get("options") or {}, str(item.get("answer_idx")).split(",")
     bad = [f"{field!r}: missing or empty" for field in ITEM_FIELDS if not item.get(field)]
     bad += [f"'options': at least two are needed, got {len(options)}"] * (len(options) < 2)
@@ -126,8 +121,7 @@ def option_letter_v1(completion, item):
     >>> option_letter_v1("x. OPTION B IS CORRECT.", {"options": {"A": "x", "B": "y"}})
     'B'"""
     found = re.search("(?i)OPTION ([A-Z]) IS CORRECT", unicodedata.normalize("NFKC", completion))  # full-width letters are letters
-    letter = found.group(1).upper() if found else None
-    return letter if letter in item["options"] else None
+    return found.group(1).upper() if found and found.group(1).upper() in item["options"] else None
 
 def answer_text_v1(completion, item):
     """The option whose text follows the last "The answer is" up to a full stop; none when that is no option, or names two.
@@ -156,31 +150,29 @@ def answer_letter_v1(completion, item):
     stems = [_plain(wordings(language)["phrases"]["answer_is"]) for language in {"en", item.get("language", "en")}]
     stem = "|".join(map(re.escape, [*stems, *(f"{word}:" for word in ANSWER_WORDS)]))
     found = list(re.finditer(rf"(?:{stem})\s*:?\s*({LETTERS})", _plain(completion)))
-    return _named(found[-1].group(1), item) if found else None
+    return _named(found[-1] if found else None, item)
 
 def bare_letter_v1(completion, item):
     """The letters that a completion begins with, brackets around them or not.
     >>> item = {"options": {"A": "x", "B": "y", "C": "z"}}
     >>> [bare_letter_v1(text, item) for text in (" B", "(C) z", "【A】", "A, C", "A patient", "D", "Both")]
     ['B', 'C', 'A', 'A,C', None, None, None]"""
-    found = re.match(rf"\s*({LETTERS})", _plain(completion))
-    return _named(found.group(1), item) if found else None
+    return _named(re.match(rf"\s*({LETTERS})", _plain(completion)), item)
 
 def option_letters_v1(completion, item):
     """As option_letter_v1, with several letters: "OPTION A, C ARE CORRECT"; the letters are joined as "A,C".
     >>> option_letters_v1("OPTIONS A and C ARE CORRECT.", {"options": {"A": "x", "B": "y", "C": "z"}})
     'A,C'"""
-    found = re.search(rf"options? ({LETTERS}) (?:is|are) correct", _plain(completion))
-    return _named(found.group(1), item) if found else None
+    return _named(re.search(rf"options? ({LETTERS}) (?:is|are) correct", _plain(completion)), item)
 
 def any_letter_v1(completion, item):
     """The first of the rules for letters that finds one: OPTION X IS CORRECT, the answer is X, X alone at the beginning."""
     rules = (option_letters_v1, answer_letter_v1, bare_letter_v1)
     return next((letter for rule in rules if (letter := rule(completion, item))), None)
 
-def _named(text, item):
-    """The letters in a text such as "(a), (c)", in the item's order; None when one of them is no option."""
-    letters = {part.strip("()[]【】「」<> ") for part in re.split(SEPARATOR, text)}
+def _named(found, item):
+    """The letters of a match such as "(a), (c)", in the item's order; None without a match, and when one of them is no option."""
+    letters = {part.strip("()[]【】「」<> ") for part in re.split(SEPARATOR, found.group(1))} if found else set()
     named = [letter for letter in item["options"] if letter.casefold() in letters]
     return ",".join(named) if named and len(named) == len(letters) else None
 

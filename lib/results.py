@@ -58,8 +58,7 @@ def start_run(notebook, parameters, *, backend="controlled-world"):
         backend = "public-data"
     if backend not in BACKENDS:
         raise ValueError(f"start_run({notebook!r}): backend {backend!r} is none of {', '.join(BACKENDS)}")
-    staging = os.environ.get("RESULTS_STAGING")
-    folder = Path(staging) if staging else results_root() / profile_folder(parameters) / notebook
+    folder = Path(os.environ.get("RESULTS_STAGING") or results_root() / profile_folder(parameters) / notebook)
     for part in ("tables", "figures", "rows"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     return Run(notebook, parameters["PROFILE"], dict(parameters), backend, folder)
@@ -72,12 +71,11 @@ def to_json(record, indent=2):
 def write_atomically(path, content):
     """Write text or bytes so that a reader sees the old file or the whole new one, never a part; return the path."""
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as stream:
-            stream.write(data)
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -118,9 +116,8 @@ def save_figure(run, name, figure):
     return figure
 
 def save_findings(run, findings, **provenance):
-    """Write findings.json (flat: name -> number or string) and provenance.json; the last call of every notebook.
-    Keywords go to provenance.json as they are: seeds, data_fingerprints, model, revision, prompt_hashes ...;
-    `main_figure` and `main_table` name what results/README.md shows. A value that is not finite becomes null."""
+    """Write findings.json (name -> number or string; null if not finite) and provenance.json, which takes the keywords: the last call of a notebook.
+    Keywords are seeds, data_fingerprints, model, revision, stages ...; `main_figure` and `main_table` name what results/README.md shows."""
     for kind, part, suffix in (("main_figure", "figures", "png"), ("main_table", "tables", "csv")):
         name = provenance.get(kind)
         if name and not _path(run, part, f"{name}.{suffix}").exists():
@@ -149,10 +146,8 @@ def append_row(path, row):
         stream.write(to_json(row, indent=None).encode())
 
 def read_rows(path):
-    """The rows of a JSONL file, [] where there is none; an unfinished last line is ignored.
-    Raises ValueError with file and line for a broken line anywhere else."""
-    path, rows = Path(path), []
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # what follows the last newline is unfinished
+    """The rows of a JSONL file, [] where there is none; an unfinished last line is ignored, any other broken line is a ValueError that names it."""
+    lines, rows = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else [], []  # what follows the last newline is unfinished
     for number, line in enumerate(lines, start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []

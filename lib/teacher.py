@@ -23,8 +23,7 @@ def ask(prompts, *, url, model, cache, max_tokens=512, temperature=0.0, sample=0
     """(texts, problems): the answer to each prompt, None where every try failed, and {prompt number: the last reason}.
     url: the address up to /v1 (vLLM, `transformers serve`, an API). prompts: texts, or lists of {role, content} messages. cache: a JSONL file; an
     answer is appended as soon as it is there, so a rerun asks only for what is missing. sample: the number of a repeated draw at a temperature
-    above 0. timeout: seconds for one try, slow dripping included. The key is read from the environment variable OPENAI_API_KEY. Raises Refused
-    when the endpoint rejects the call itself; what was answered before stays in the cache."""
+    above 0. timeout: seconds for one try as a whole. Raises Refused when the endpoint rejects the call itself; answers stay in the cache."""
     bodies = [{"model": model, "messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
                "max_tokens": max_tokens, "temperature": temperature} for prompt in prompts]
     keys = [hashlib.sha256(json.dumps([url, body, sample], sort_keys=True).encode()).hexdigest()[:24] for body in bodies]
@@ -69,9 +68,8 @@ def _ask_once(url, body, timeout, tries):
 
 def _post(address, body, timeout):
     """The bytes of the reply, within `timeout` seconds as a whole: a server that sends a byte a minute does not hold us."""
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(KEY_VARIABLE):
-        headers["Authorization"] = f"Bearer {key}"
+    key = os.environ.get(KEY_VARIABLE)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     request, ends, read = urllib.request.Request(address, json.dumps(body).encode(), headers), time.monotonic() + timeout, b""
     with urllib.request.urlopen(request, timeout=timeout) as reply:
         while part := reply.read1(65536):
