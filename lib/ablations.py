@@ -10,8 +10,7 @@ from lib import corpora, evaluation, instructions, models, sources, statistics, 
 TABLE = world.read_yaml("ablations.yaml")  # the rows of PMC-LLaMA's Table 1, and what stands in for what with real data
 
 def pmc_llama_rows(profile, data_dir=""):
-    """The rows of PMC-LLaMA's Table 1 at the two sizes of a profile; with real data, those whose ingredients the files hold.
-    A profile with one size has no rows that only a second size would tell apart."""
+    """The rows of PMC-LLaMA's Table 1 at a profile's two sizes (of one size: each label once); with real data, those of which the files hold all."""
     sizes, rows = {"small": profile.sizes[0], "large": profile.sizes[-1]}, {}
     for line in TABLE["pmc_llama"]:
         size, injection, tuning = sizes[line["size"]], line["injection"], line["tuning"]
@@ -50,8 +49,7 @@ def training_items(profile, data_dir="", *, seed=0):
     return found
 
 def language_models(profile, data_dir="", *, base_model="", seed=0):
-    """(tokenizer, {corpus: stage folder}): the base model, and after the same tokens of an English and of a six-language corpus (MMedLM).
-    The real files hold corpora in English only: with them there is no six-language model."""
+    """(tokenizer, {corpus: stage folder}): base, and after as many tokens of an English and (not with real files) a six-language corpus (MMedLM)."""
     size, mixture = profile.sizes[0], "public" if data_dir else "papers_books"
     raw = corpora.load_sources(profile, data_dir, languages=world.LANGUAGES, seed=seed)
     whole = corpora.prepare(raw, profile, tokenizer=models.load_tokenizer(base_model))

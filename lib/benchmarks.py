@@ -141,8 +141,7 @@ def _plain(text):
     return unicodedata.normalize("NFKC", text).casefold()
 
 def answer_letter_v1(completion, item):
-    """The letters after the last "the answer is" (or a word for answer with a colon) of the item's language or of English.
-    Brackets of any kind may stand around a letter; several letters ("A, C", "A、C", "A and C") are an answer of several options.
+    """The letters ("(B)", "A, C", "A and C") after the last "the answer is", or word for answer with a colon, of the item's language or of English.
     >>> answer_letter_v1("Fever suggests it. The answer is (B).", {"options": {"A": "x", "B": "y"}})
     'B'
     >>> answer_letter_v1("答案：A、B。", {"language": "zh", "options": {"A": "x", "B": "y"}})

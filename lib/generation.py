@@ -96,8 +96,7 @@ def _log_probabilities(model, hidden, targets):
 @torch.inference_mode()
 def perplexity(model, packed, *, rows_per_batch=16):
     """Mean negative log-likelihood per label in nats (perplexity is its exp), and the number of labels, of a Packed.
-    With no attention mask, no cache and restarting position ids, transformers masks the documents of a row from each other. ValueError without
-    any label, or for a model that takes no position ids."""
+    With no attention mask, no cache and restarting position ids, transformers keeps the documents of a row apart. ValueError without labels."""
     if "position_ids" not in decoder_arguments(model):
         raise ValueError(f"{type(model).__name__} takes no position ids: packed documents would see each other")
     total, count = 0.0, 0

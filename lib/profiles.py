@@ -51,8 +51,8 @@ def _columns(table):
     return [{name: value for name, value in zip(table, column) if value is not None} for column in zip(*table.values(), strict=True)]
 
 PROFILES = {column["name"]: _profile(**column) for column in _columns(SETTINGS["profiles"])}
-SIX_LANGUAGES = {own["name"]: _profile(**own | changed)
-                 for own, changed in zip(_columns(SETTINGS["profiles"]), _columns(SETTINGS["six_languages"]))}
+SIX_LANGUAGES = {name: _profile(**own | changed) for name, own, changed in zip(
+    PROFILES, _columns(SETTINGS["profiles"]), _columns(SETTINGS["six_languages"]))}
 
 def get_profile(name, *, six_languages=False):
     """The profile of that name, or that of its models of six languages (papers, pages and items count for each); ValueError lists the known ones."""

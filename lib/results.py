@@ -65,8 +65,7 @@ def start_run(notebook, parameters, *, backend="controlled-world"):
 
 def to_json(record, indent=2):
     """A record as JSON text in the one form that is committed; a numpy scalar becomes a number, a path text."""
-    return json.dumps(record, indent=indent, ensure_ascii=False,
-                      default=lambda value: value.item() if hasattr(value, "item") else str(value)) + "\n"
+    return json.dumps(record, indent=indent, ensure_ascii=False, default=lambda value: value.item() if hasattr(value, "item") else str(value)) + "\n"
 
 def write_atomically(path, content):
     """Write text or bytes so that a reader sees the old file or the whole new one, never a part; return the path."""

@@ -34,10 +34,9 @@ def ask(prompts, *, url, model, cache, max_tokens=512, temperature=0.0, sample=0
         asked = {pool.submit(_ask_once, url, body, timeout, tries): key for key, body in missing.items()}
         try:
             for done, answered in enumerate(concurrent.futures.as_completed(asked), start=1):
-                key, (text, reason) = asked[answered], answered.result()
-                if text is None:
-                    reasons[key] = reason
-                else:
+                key = asked[answered]
+                text, reasons[key] = answered.result()
+                if text is not None:
                     known[key] = text
                     append_row(cache, {"key": key, "model": model, "text": text})
                 if progress:
@@ -45,15 +44,14 @@ def ask(prompts, *, url, model, cache, max_tokens=512, temperature=0.0, sample=0
         except BaseException:  # refused, or interrupted: nobody waits for the requests that have not begun
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [known.get(key) for key in keys], {number: reasons[key] for number, key in enumerate(keys) if key in reasons}
+    return [known.get(key) for key in keys], {number: reasons[key] for number, key in enumerate(keys) if reasons.get(key)}
 
 def _ask_once(url, body, timeout, tries):
     """(text, None) or (None, why the last try failed)."""
-    pause, reason = PAUSE, ""
-    for number in range(tries):
-        if number:
-            time.sleep(min(pause, LONGEST_PAUSE))
-            pause *= 2
+    pause, reason = 0.0, ""
+    for _ in range(tries):
+        time.sleep(min(pause, LONGEST_PAUSE))
+        pause = max(2 * pause, PAUSE)
         try:
             return _text(_post(f"{url.rstrip('/')}/chat/completions", body, timeout)), None
         except urllib.error.HTTPError as error:

@@ -21,7 +21,6 @@ class World:
     diseases: tuple   # of {"disease_id", "name", "specialty", "cause", ... "warning"}: keys into `terms`
     terms: dict       # key -> {"en": ..., "zh": ..., ...}
     everyday: tuple   # of {"kind", "subject": {language: text}, "attribute", "value": {language: text}}
-    fictional: bool
 
 def load_world(*, number_of_diseases=None, fictional=False, seed=0):
     """Read lib/knowledge, or a seeded subset of its diseases; `fictional` gives every medical term a seeded pseudo-word, the same one everywhere."""
@@ -36,7 +35,7 @@ def load_world(*, number_of_diseases=None, fictional=False, seed=0):
     everyday = ({"kind": row["subject_kind"], "attribute": row["attribute"]}
                 | {slot: {language: row[f"{slot}_{language}"] for language in LANGUAGES} for slot in ("subject", "value")}
                 for row in read_table("everyday.csv"))
-    return World(tuple(diseases), _fictional_terms(terms, seed) if fictional else terms, tuple(everyday), fictional)
+    return World(tuple(diseases), _fictional_terms(terms, seed) if fictional else terms, tuple(everyday))
 
 def split_diseases(world, *, test_share=0.5, seed=0):
     """(training diseases, test diseases): exam questions of one part never ask a fact of the other."""
