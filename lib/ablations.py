@@ -1,6 +1,7 @@
 """Ablations as lists of runs, one line a row of the table; shared stages are trained once and taken from runs/."""
 
 import random
+from itertools import product
 
 import pandas as pd
 
@@ -9,8 +10,7 @@ from lib import corpora, evaluation, instructions, models, sources, statistics, 
 TABLE = world.read_yaml("ablations.yaml")  # the rows of PMC-LLaMA's Table 1, and what stands in for what with real data
 
 def pmc_llama_rows(profile, data_dir=""):
-    """The rows of PMC-LLaMA's Table 1 at the two sizes of a profile; with real data, those whose ingredients the files hold.
-    A profile with one size has no rows that only a second size would tell apart."""
+    """The rows of PMC-LLaMA's Table 1 at a profile's two sizes (of one size: each label once); with real data, those of which the files hold all."""
     sizes, rows = {"small": profile.sizes[0], "large": profile.sizes[-1]}, {}
     for line in TABLE["pmc_llama"]:
         size, injection, tuning = sizes[line["size"]], line["injection"], line["tuning"]
@@ -49,8 +49,7 @@ def training_items(profile, data_dir="", *, seed=0):
     return found
 
 def language_models(profile, data_dir="", *, base_model="", seed=0):
-    """(tokenizer, {corpus: stage folder}): the base model, and after the same tokens of an English and of a six-language corpus (MMedLM).
-    The real files hold corpora in English only: with them there is no six-language model."""
+    """(tokenizer, {corpus: stage folder}): base, and after as many tokens of an English and (not with real files) a six-language corpus (MMedLM)."""
     size, mixture = profile.sizes[0], "public" if data_dir else "papers_books"
     raw = corpora.load_sources(profile, data_dir, languages=world.LANGUAGES, seed=seed)
     whole = corpora.prepare(raw, profile, tokenizer=models.load_tokenizer(base_model))
@@ -95,15 +94,14 @@ def tuning_data(profile, tokenizer, data_dir="", wanted=("rationale", "+ dialogu
 def accuracy_table(rows, trained, exams, *, method="loglikelihood"):
     """One line a row and exam, seeds pooled: accuracy, interval, chance, unparsed. trained: {seed: {row: stage folder}}."""
     lines = []
-    for row in rows:
-        for exam in exams:
-            pooled = _pooled(trained, row["row"], exam)
-            line = {"row": row["row"], "size": row["size"], "exam": exam.name, "seeds": len(trained)}
-            line |= evaluation.accuracy_row(pooled, method=method, chance=exam.chance)
-            if len(trained) > 1:  # seeds share their questions: the interval is over facts
-                spread = statistics.bootstrap_mean(evaluation.correct(pooled, method), seed=0, clusters=[one["fact"] for one in pooled])
-                line |= {"low": spread.low, "high": spread.high}
-            lines.append(line)
+    for row, exam in product(rows, exams):
+        pooled = _pooled(trained, row["row"], exam)
+        line = {"row": row["row"], "size": row["size"], "exam": exam.name, "seeds": len(trained)}
+        line |= evaluation.accuracy_row(pooled, method=method, chance=exam.chance)
+        if len(trained) > 1:  # seeds share their questions: the interval is over facts
+            spread = statistics.bootstrap_mean(evaluation.correct(pooled, method), seed=0, clusters=[one["fact"] for one in pooled])
+            line |= {"low": spread.low, "high": spread.high}
+        lines.append(line)
     return pd.DataFrame(lines)
 
 def _pooled(trained, name, exam):
@@ -112,11 +110,10 @@ def _pooled(trained, name, exam):
 def step_table(rows, trained, exams, *, method="loglikelihood"):
     """Each row against the row it extends on the same items: difference, interval and p-value over facts."""
     lines = []
-    for row in rows:
-        for exam in exams if row["extends"] else ():
-            gain = evaluation.compare(*(_pooled(trained, name, exam) for name in (row["row"], row["extends"])), method=method)
-            lines.append({"exam": exam.name, "step": f"{row['row']} over {row['extends']}", "row": row["row"], "difference": gain.value,
-                          "low": gain.low, "high": gain.high, "wins": gain.wins, "losses": gain.losses, "p_value": gain.p_value})
+    for row, exam in product([row for row in rows if row["extends"]], exams):
+        gain = evaluation.compare(*(_pooled(trained, name, exam) for name in (row["row"], row["extends"])), method=method)
+        lines.append({"exam": exam.name, "step": f"{row['row']} over {row['extends']}", "row": row["row"], "difference": gain.value,
+                      "low": gain.low, "high": gain.high, "wins": gain.wins, "losses": gain.losses, "p_value": gain.p_value})
     return pd.DataFrame(lines)
 
 def steps_between(folders, exams, *, seed=0):

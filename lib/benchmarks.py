@@ -6,14 +6,13 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lib.instructions import RATIONALE_INSTRUCTION, RATIONALE_OPENING, ZERO_SHOT_INSTRUCTION, exam_record, render_prompt
 from lib.sources import LANGUAGES
 from lib.world import read_yaml, wordings
 
 ITEM_FIELDS = ("id", "question", "options", "answer_idx")
-LETTER_RULE = re.compile(r"(?i)OPTION ([A-Z]) IS CORRECT")
 LETTER = r"[(\[【「<]*[a-z][)\]】」>]*"
 SEPARATOR = r"\s*(?:,|、|;|&|\band\b|\bet\b|\by\b|\bи\b|和|と)\s*"
 LETTERS = rf"{LETTER}(?:{SEPARATOR}{LETTER})*(?:(?<=[)\]】」>])|(?=\s*(?:[.,:;。、!]|\n|$| is | are )))"  # one or more, then an end
@@ -22,8 +21,7 @@ SENTENCE_END = r"\s*(?:。|\.(?=\s|<|$)|\n|<|$)"  # not the point of "5.5 mg"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Items, how they are asked, how an answer is read, and what guessing would score."""
-
+    """Items, how they are asked, how an answer is read, and what guessing would score. ValueError for an item that cannot be scored."""
     name: str
     items: tuple
     prompt: Callable    # item -> the text before the response
@@ -31,6 +29,12 @@ class Benchmark:
     extraction: str     # name of a rule in EXTRACTION_RULES
     cases: tuple = ()   # solved cases, as text; as many of them as fit stand before the prompt
     description: str = ""  # stands before everything
+
+    def __post_init__(self):
+        if not self.items:
+            raise ValueError(f"exam {self.name!r} has no items")
+        for number, item in enumerate(self.items):
+            check_item(item, where=f"exam {self.name!r}, item {number}")
 
     @property
     def several(self):
@@ -50,58 +54,42 @@ class Benchmark:
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 def make_exam(name, items, *, instruction=ZERO_SHOT_INSTRUCTION, template="short", extraction="answer_text_v1"):
-    """A multiple-choice benchmark from exam items, asked zero-shot with one instruction for all items.
-    `instruction` may be a function of the item number (for unseen wordings). Raises ValueError for an item that cannot be scored."""
-    _check_items(name, items)
-    asked = {item["id"]: instruction(number) if callable(instruction) else instruction for number, item in enumerate(items)}
+    """A multiple-choice benchmark from exam items, asked zero-shot with one instruction or (for unseen wordings) a function of the item number."""
+    asked = {item.get("id"): instruction(number) if callable(instruction) else instruction for number, item in enumerate(items)}
     return Benchmark(name, tuple(items), lambda item: render_prompt(exam_record(item, instruction=asked[item["id"]]), template=template),
                      _options_after_stem, extraction)
 
 def make_rationale_exam(name, items):
     """The items with the instruction to give the reason first, and its opening word: what is generated begins with the reason (MMedLM)."""
-    _check_items(name, items)
-    return Benchmark(name, tuple(items), lambda item: render_prompt(exam_record(item, instruction=RATIONALE_INSTRUCTION)) + RATIONALE_OPENING,
-                     _options_after_stem, "answer_text_v1")
+    exam = make_exam(name, items, instruction=RATIONALE_INSTRUCTION)
+    return replace(exam, prompt=lambda item: exam.prompt(item) + RATIONALE_OPENING)
 
 def make_completion_exam(name, items):
     """The same facts as unfinished sentences: for models that were never shown a question. Scored by log-likelihood only."""
-    _check_items(name, items)
     for number, item in enumerate(items):
         if "completion" not in item:
             raise ValueError(f"exam {name!r}, item {number}, field 'completion': missing; it holds stem and endings")
     return Benchmark(name, tuple(items), lambda item: item["completion"]["stem"], lambda item: ("", item["completion"]["endings"]), "answer_text_v1")
 
-@dataclass(frozen=True)
-class Form:
-    """How an exam is printed: a case with {question}, {context} and {options}, one option, and the answer that is scored."""
-
-    case: str
-    option: str = "{letter}. {text}"
-    answer: str = " {letter}"
-    context: str = "{context}\n"  # where there is one
-    between: str = "\n"  # two options
-
-FORMS = {name: Form(**form) for name, form in read_yaml("prompts.yaml")["forms"].items()}
+FORMS = read_yaml("prompts.yaml")["forms"]  # how an exam is printed: a case, one option, the answer that is scored
 
 def make_letter_exam(name, items, *, form="mmlu", cases=(), description="", extraction="any_letter_v1"):
     """A benchmark whose scored text is the letter of an option, in one of FORMS, zero-shot or after solved cases.
-    cases: exam items of the training split; description: what stands above all. Raises ValueError for a bad item, an unknown form,
-    or a case that is one of the items."""
+    cases: exam items of the training split; description: what stands above all. ValueError for an unknown form, and for a case that is an item."""
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}; choose one of {', '.join(FORMS)}")
-    _check_items(name, items)
-    if leaked := {item["question"] for item in items} & {case["question"] for case in cases}:
+    if leaked := {item.get("question") for item in items} & {case["question"] for case in cases}:
         raise ValueError(f"exam {name!r}: {len(leaked)} few-shot cases are test questions, as {sorted(leaked)[0][:60]!r}")
     layout = FORMS[form]
-    solved = tuple(_printed(layout, case) + layout.answer.format(letter=case["answer_idx"]) + "\n\n" for case in cases)
+    solved = tuple(_printed(layout, case) + layout["answer"].format(letter=case["answer_idx"]) + "\n\n" for case in cases)
     return Benchmark(name, tuple(items), lambda item: _printed(layout, item), lambda item: (
-        "", {letter: layout.answer.format(letter=letter) for letter in item["options"]}), extraction, solved, description)
+        "", {letter: layout["answer"].format(letter=letter) for letter in item["options"]}), extraction, solved, description)
 
 def _printed(layout, item):
-    options = layout.between.join(layout.option.format(letter=letter, text=text) for letter, text in item["options"].items())
-    context = layout.context.format(context=item["context"]) if item.get("context") else ""
+    options = layout["between"].join(layout["option"].format(letter=letter, text=text) for letter, text in item["options"].items())
+    context = layout["context"].format(context=item["context"]) if item.get("context") else ""
     language = next(name for name, code in LANGUAGES.items() if code == item.get("language", "en"))
-    return layout.case.format(question=item["question"].strip(), options=options, context=context, language=language)
+    return layout["case"].format(question=item["question"].strip(), options=options, context=context, language=language)
 
 def few_shot_cases(items, number, *, seed):
     """`number` items of a training split, drawn by seed; ValueError where there are fewer.
@@ -116,28 +104,15 @@ def _options_after_stem(item):
     stem = wordings(item.get("language", "en"))["phrases"]["answer_is"]
     return stem, {letter: f" {text}." for letter, text in item["options"].items()}
 
-def _check_items(name, items):
-    if not items:
-        raise ValueError(f"exam {name!r} has no items")
-    for number, item in enumerate(items):
-        check_item(item, where=f"exam {name!r}, item {number}")
-
 def check_item(item, *, where):
-    """ValueError that names the field when an exam item has no question, too few options or no right answer.
-    >>> check_item({"id": "1", "question": "?", "options": {"A": "x", "B": "y"}, "answer_idx": "C"}, where="exam.jsonl, line 3")
-    Traceback (most recent call last):
-    ValueError: exam.jsonl, line 3, field 'answer_idx': 'C' is not among the options A, B"""
-    for field in ITEM_FIELDS:
-        if not item.get(field):
-            raise ValueError(f"{where}, field {field!r}: missing or empty")
-    if len(item["options"]) < 2:
-        raise ValueError(f"{where}, field 'options': at least two are needed, got {len(item['options'])}")
-    for letter, text in item["options"].items():
-        if not str(text or "").strip():
-            raise ValueError(f"{where}, field 'options': {letter} has no text")
-    for letter in str(item["answer_idx"]).split(","):
-        if letter not in item["options"]:
-            raise ValueError(f"{where}, field 'answer_idx': {letter!r} is not among the options {', '.join(item['options'])}")
+    """ValueError that names the place and the field when an exam item has no question, too few options or no right answer."""
+    options, right = item.get("options") or {}, str(item.get("answer_idx")).split(",")
+    bad = [f"{field!r}: missing or empty" for field in ITEM_FIELDS if not item.get(field)]
+    bad += [f"'options': at least two are needed, got {len(options)}"] * (len(options) < 2)
+    bad += [f"'options': {letter} has no text" for letter, text in options.items() if not str(text or "").strip()]
+    bad += [f"'answer_idx': {letter!r} is not among the options {', '.join(options)}" for letter in right if letter not in options]
+    if bad:
+        raise ValueError(f"{where}, field {bad[0]}")
 
 # --- reading a generated answer: rule name -> function(completion, item) -> letter or None ------------------------------
 
@@ -145,9 +120,8 @@ def option_letter_v1(completion, item):
     """PMC-LLaMA's rule: the first "OPTION X IS CORRECT"; a letter that is no option counts as unparsed.
     >>> option_letter_v1("x. OPTION B IS CORRECT.", {"options": {"A": "x", "B": "y"}})
     'B'"""
-    found = LETTER_RULE.search(unicodedata.normalize("NFKC", completion))  # full-width letters are letters
-    letter = found.group(1).upper() if found else None
-    return letter if letter in item["options"] else None
+    found = re.search("(?i)OPTION ([A-Z]) IS CORRECT", unicodedata.normalize("NFKC", completion))  # full-width letters are letters
+    return found.group(1).upper() if found and found.group(1).upper() in item["options"] else None
 
 def answer_text_v1(completion, item):
     """The option whose text follows the last "The answer is" up to a full stop; none when that is no option, or names two.
@@ -167,8 +141,7 @@ def _plain(text):
     return unicodedata.normalize("NFKC", text).casefold()
 
 def answer_letter_v1(completion, item):
-    """The letters after the last "the answer is" (or a word for answer with a colon) of the item's language or of English.
-    Brackets of any kind may stand around a letter; several letters ("A, C", "A、C", "A and C") are an answer of several options.
+    """The letters ("(B)", "A, C", "A and C") after the last "the answer is", or word for answer with a colon, of the item's language or of English.
     >>> answer_letter_v1("Fever suggests it. The answer is (B).", {"options": {"A": "x", "B": "y"}})
     'B'
     >>> answer_letter_v1("答案：A、B。", {"language": "zh", "options": {"A": "x", "B": "y"}})
@@ -176,33 +149,31 @@ def answer_letter_v1(completion, item):
     stems = [_plain(wordings(language)["phrases"]["answer_is"]) for language in {"en", item.get("language", "en")}]
     stem = "|".join(map(re.escape, [*stems, *(f"{word}:" for word in ANSWER_WORDS)]))
     found = list(re.finditer(rf"(?:{stem})\s*:?\s*({LETTERS})", _plain(completion)))
-    return _named(found[-1].group(1), item) if found else None
+    return _named(found[-1] if found else None, item)
 
 def bare_letter_v1(completion, item):
     """The letters that a completion begins with, brackets around them or not.
     >>> item = {"options": {"A": "x", "B": "y", "C": "z"}}
     >>> [bare_letter_v1(text, item) for text in (" B", "(C) z", "【A】", "A, C", "A patient", "D", "Both")]
     ['B', 'C', 'A', 'A,C', None, None, None]"""
-    found = re.match(rf"\s*({LETTERS})", _plain(completion))
-    return _named(found.group(1), item) if found else None
+    return _named(re.match(rf"\s*({LETTERS})", _plain(completion)), item)
 
 def option_letters_v1(completion, item):
     """As option_letter_v1, with several letters: "OPTION A, C ARE CORRECT"; the letters are joined as "A,C".
     >>> option_letters_v1("OPTIONS A and C ARE CORRECT.", {"options": {"A": "x", "B": "y", "C": "z"}})
     'A,C'"""
-    found = re.search(rf"options? ({LETTERS}) (?:is|are) correct", _plain(completion))
-    return _named(found.group(1), item) if found else None
+    return _named(re.search(rf"options? ({LETTERS}) (?:is|are) correct", _plain(completion)), item)
 
 def any_letter_v1(completion, item):
     """The first of the rules for letters that finds one: OPTION X IS CORRECT, the answer is X, X alone at the beginning."""
     rules = (option_letters_v1, answer_letter_v1, bare_letter_v1)
     return next((letter for rule in rules if (letter := rule(completion, item))), None)
 
-def _named(text, item):
-    """The letters in a text such as "(a), (c)", in the item's order; None when one of them is no option."""
-    letters = {part.strip("()[]【】「」<> ") for part in re.split(SEPARATOR, text)}
+def _named(found, item):
+    """The letters of a match such as "(a), (c)", in the item's order; None without a match, and when one of them is no option."""
+    letters = {part.strip("()[]【】「」<> ") for part in re.split(SEPARATOR, found.group(1))} if found else set()
     named = [letter for letter in item["options"] if letter.casefold() in letters]
     return ",".join(named) if named and len(named) == len(letters) else None
 
-EXTRACTION_RULES = {rule.__name__: rule for rule in (option_letter_v1, answer_text_v1, option_letters_v1, answer_letter_v1,
-                                                     bare_letter_v1, any_letter_v1)}
+EXTRACTION_RULES = {rule.__name__: rule for rule in (
+    option_letter_v1, answer_text_v1, option_letters_v1, answer_letter_v1, bare_letter_v1, any_letter_v1)}

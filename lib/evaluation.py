@@ -16,11 +16,9 @@ from lib.results import append_row, read_rows
 METHODS = {"loglikelihood": "predicted_loglikelihood", "generation": "predicted_generation"}
 
 def evaluate(folder, benchmark, *, max_new_tokens=48, methods=tuple(METHODS), chunk=200):
-    """Rows of one model on one exam: prompt, log-likelihood of each option, completion, both predictions.
-    folder: a stage folder of lib.training (its model/ is used) or a model folder. Rows are appended to
-    evaluations/<exam>-<fingerprint>.jsonl beside the model after every `chunk` items, so that a rerun goes on where it stopped."""
-    name = f"{benchmark.name}-{benchmark.fingerprint}-{'+'.join(methods)}-{max_new_tokens}.jsonl"
-    path = Path(folder) / "evaluations" / name
+    """Rows of one model (a stage folder of lib.training or a model folder) on one exam: prompt, log-likelihoods, completion, both predictions.
+    They are appended to a file in evaluations/ beside the model after every `chunk` items, so that a rerun goes on where it stopped."""
+    path = Path(folder) / "evaluations" / f"{benchmark.name}-{benchmark.fingerprint}-{'+'.join(methods)}-{max_new_tokens}.jsonl"
     rows = read_rows(path)
     if len(rows) < len(benchmark.items):
         model, tokenizer = load_model(training.model_folder(folder))
@@ -74,8 +72,7 @@ def _read_answer(benchmark, item, text):
             "predicted_letter": benchmarks.option_letter_v1(text, item)}
 
 def evaluate_endpoint(url, model, benchmark, *, cache, max_new_tokens=512):
-    """Rows of a model behind an OpenAI-compatible endpoint (see lib.teacher), by generation only.
-    Raises ValueError while questions lack an answer: the others are kept in `cache`, and a rerun asks only for the missing ones."""
+    """Rows of a model behind an endpoint (see lib.teacher), by generation only; ValueError while answers are missing: a rerun asks for those."""
     prompts = ["".join([benchmark.description, *benchmark.cases, benchmark.prompt(item)]) for item in benchmark.items]
     texts, problems = teacher.ask(prompts, url=url, model=model, cache=cache, max_tokens=max_new_tokens)
     if problems:
@@ -94,8 +91,7 @@ def option_f1(rows, method="generation"):
     return float(np.mean([2 * len(a & b) / (len(a) + len(b)) for a, b in zip(chosen, right)]))
 
 def accuracy_row(rows, *, method="loglikelihood", chance=None):
-    """{items, correct, accuracy, low, high, unparsed, accuracy_parsed, chance} of one model on one exam.
-    The interval is Clopper-Pearson's; unparsed answers count as wrong in `accuracy` and are left out of `accuracy_parsed`."""
+    """{items, correct, accuracy (unparsed answers are wrong), low, high (Clopper-Pearson), unparsed, accuracy_parsed (without them), chance}."""
     if not rows:
         raise ValueError("no rows to score: the benchmark has no items")
     right, column = correct(rows, method), METHODS[method]
@@ -152,17 +148,16 @@ def language_items(profile, data_dir="", *, part="test", seed=0):
 
 def _public_items(profile, data_dir, part, seed):
     """A sample of each exam and language that is there, test split before validation split; items without options are left out."""
-    found = {}
-    for name in (name for name in sources.available(data_dir) if sources.SOURCES[name].kind == "exam"):
-        splits = sources.splits(data_dir, name)
-        for language in {sources.SOURCES[name].splits[split].get("language", sources.SOURCES[name].languages[0]) for split in splits}:
-            own = [split for split in splits if sources.SOURCES[name].splits[split].get("language", language) == language]
+    found, most = {}, profile.test_items if part == "test" else profile.training_questions
+    for source in (sources.SOURCES[name] for name in sources.available(data_dir) if sources.SOURCES[name].kind == "exam"):
+        spoken = {split: source.splits[split].get("language", source.languages[0]) for split in sources.splits(data_dir, source.name)}
+        for language in dict.fromkeys(spoken.values()):
+            own = [split for split in spoken if spoken[split] == language]
             test, validation, train = ([split for split in own if split.startswith(start)] for start in ("test", "validation", "train"))
             read = train if part == "train" else test or validation or own
-            items = [item for split in read for item in sources.load_exam(data_dir, name, split=split) if item["answer_idx"]]
+            items = [item for split in read for item in sources.load_exam(data_dir, source.name, split=split) if item["answer_idx"]]
             if items:
-                number = min(len(items), profile.test_items if part == "test" else profile.training_questions)
-                found[f"{name} {language}"] = random.Random(f"{name} {seed}").sample(items, number)
+                found[f"{source.name} {language}"] = random.Random(f"{source.name} {seed}").sample(items, min(len(items), most))
     return found
 
 def topic(item):

@@ -201,8 +201,8 @@ def keyword_filter(record, *, keywords=None, thresholds=KEYWORD_THRESHOLDS):
     """MMedC's web filter: keep a page with enough different keywords on enough of its characters.
     keywords: {language: words}, else default_keywords; thresholds: {language: (keywords, share of characters)}."""
     language = record["language"]
-    if language not in (thresholds if keywords is None else keywords):
-        raise ValueError(f"{record['id']}: no keywords for the language {language!r}; there are {', '.join(thresholds if keywords is None else keywords)}")
+    if language not in (known := thresholds if keywords is None else keywords):
+        raise ValueError(f"{record['id']}: no keywords for the language {language!r}; there are {', '.join(known)}")
     unique, share = keyword_hits(record["text"], language, default_keywords(language) if keywords is None else keywords[language])
     return record if unique >= thresholds[language][0] and share >= thresholds[language][1] else "not medical"
 

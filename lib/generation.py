@@ -20,12 +20,11 @@ SHARED_TOKENS = 32   # a common beginning shorter than this is not worth a cache
 STOP_EVERY = 8       # new tokens between two looks for a stop string: decoding costs more than a few tokens too many
 
 @torch.inference_mode()
-def option_loglikelihoods(model, tokenizer, requests, *, tokens_per_batch=None, prefix="", progress=None):
+def option_loglikelihoods(model, tokenizer, requests, *, tokens_per_batch=None, prefix=""):
     """Log-probability of every option of every question, all options of a question in one row.
-    requests: (context, [option, ...]) pairs of text; an option is tokenised on its own, as given (" metformin").
-    prefix: text before every context (few-shot cases); what all contexts begin with is read once. tokens_per_batch:
-    8192, on a processor 1024, if not given. progress: called with (rows done, rows). Returns for each request an array
-    (options, 2): summed log-probability in nats, number of tokens; as scoring each option alone (`loglikelihood` of
+    requests: (context, [option, ...]) pairs of text; an option is tokenised on its own, as given (" metformin"). prefix: text before every
+    context (few-shot cases); what all contexts begin with is read once. tokens_per_batch: 8192, on a processor 1024, if not given. Returns for
+    each request an array (options, 2): summed log-probability in nats, number of tokens; as scoring each option alone (`loglikelihood` of
     lm-evaluation-harness). Raises ValueError for no option, an empty one, or a request beyond the model's context."""
     contexts, options = _encode_requests(model, tokenizer, requests, prefix)
     shared = len(os.path.commonprefix([context[:-1] for context in contexts]))  # the last token predicts: it stays
@@ -38,7 +37,7 @@ def option_loglikelihoods(model, tokenizer, requests, *, tokens_per_batch=None, 
     lengths = [shared // 8 + len(context) + sum(map(len, part)) for context, part in rows]  # shared ones cost memory
     tokens_per_batch, sums = tokens_per_batch or (8192 if model.device.type == "cuda" else CPU_TOKENS), {}
     read = _read(model, torch.tensor([contexts[0][:shared]], device=model.device)) if shared else None
-    for batch in _batches(lengths, tokens_per_batch, progress):
+    for batch in _batches(lengths, tokens_per_batch):
         scored = _score_rows(model, [rows[i] for i in batch], read and read.past_key_values, shared)
         sums.update(zip(batch, scored, strict=True))
     flat = itertools.chain.from_iterable(sums[i] for i in range(len(rows)))
@@ -97,8 +96,7 @@ def _log_probabilities(model, hidden, targets):
 @torch.inference_mode()
 def perplexity(model, packed, *, rows_per_batch=16):
     """Mean negative log-likelihood per label in nats (perplexity is its exp), and the number of labels, of a Packed.
-    Documents in a row do not see each other: with no attention mask, no cache and restarting position ids, transformers
-    builds the document mask itself. Raises ValueError without any label, or for a model that takes no position ids."""
+    With no attention mask, no cache and restarting position ids, transformers keeps the documents of a row apart. ValueError without labels."""
     if "position_ids" not in decoder_arguments(model):
         raise ValueError(f"{type(model).__name__} takes no position ids: packed documents would see each other")
     total, count = 0.0, 0
@@ -114,13 +112,11 @@ def perplexity(model, packed, *, rows_per_batch=16):
     return total / count, count
 
 @torch.inference_mode()
-def generate(model, tokenizer, prompts, *, max_new_tokens, tokens_per_batch=8192, temperature=0.0, samples=1, seed=0,
-             stop=(), progress=None):
+def generate(model, tokenizer, prompts, *, max_new_tokens, tokens_per_batch=8192, temperature=0.0, samples=1, seed=0, stop=()):
     """The text that follows each prompt: greedy, or sampled at a temperature above 0.
     A text ends at an end-of-sequence token, before the first of the `stop` strings, or after max_new_tokens. With samples > 1 a prompt is read
-    once and continued that often. What is drawn depends on seed, prompt and number of the sample alone, not on the batch: the same prompt twice
-    in a list gives the same text twice. progress: called with (prompts done, prompts). Returns a list of texts or, with samples > 1, of lists of
-    texts. Raises ValueError for a prompt that exceeds the model's context together with the new tokens."""
+    once and continued that often. What is drawn depends on seed, prompt and number of the sample alone, not on the batch. Returns a list of texts
+    or, with samples > 1, of lists of texts. Raises ValueError for a prompt that exceeds the model's context together with the new tokens."""
     if samples > 1 and temperature <= 0:
         raise ValueError(f"{samples} samples at temperature 0 would all be the same: set a temperature above 0")
     encoded = _with_bos(tokenizer, prompts)
@@ -135,7 +131,7 @@ def generate(model, tokenizer, prompts, *, max_new_tokens, tokens_per_batch=8192
         return (tokens[-1] in ends or len(tokens) >= max_new_tokens
                 or bool(look and stops.search(tokenizer.decode(tokens, skip_special_tokens=True))))
     model.eval()
-    for batch in _batches([samples * (len(ids) + max_new_tokens) for ids in encoded], tokens_per_batch, progress):
+    for batch in _batches([samples * (len(ids) + max_new_tokens) for ids in encoded], tokens_per_batch):
         keys = [f"{seed} {number} {prompts[i]}".encode() for i in batch for number in range(samples)]
         uniform = np.stack([np.random.default_rng(list(key)).random(max_new_tokens) for key in keys])
         tokens = _continue(model, [encoded[i] for i in batch], uniform, temperature=temperature, finished=finished)
@@ -205,7 +201,7 @@ def _with_bos(tokenizer, texts):
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     return [ids if bos and ids[:1] == bos else bos + ids for ids in encode(tokenizer, texts)]
 
-def _batches(lengths, tokens_per_batch, progress=None):
+def _batches(lengths, tokens_per_batch):
     """Numbers of the rows of each batch, longest first; rows x longest is at most tokens_per_batch, or it is one row.
     >>> list(_batches([3, 9, 4, 5, 20], 10))
     [[4], [1], [3, 2], [0]]"""
@@ -214,8 +210,6 @@ def _batches(lengths, tokens_per_batch, progress=None):
         batch = order[done:done + max(1, tokens_per_batch // lengths[order[done]])]
         yield batch
         done += len(batch)
-        if progress:
-            progress(done, len(order))
 
 def _check_length(model, what, length, more):
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)

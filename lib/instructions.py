@@ -65,13 +65,11 @@ def answer_and_rationale_records(items):
 
 def dialogue_records(world, language, diseases, *, records, seed):
     """Patient-doctor dialogues on the given diseases: one question, one answer, with greeting and closing."""
-    draw, words = random.Random(f"dialogue {language} {seed}"), wordings(language)
-    made = []
+    draw, words, made = random.Random(f"dialogue {language} {seed}"), wordings(language), []
     for _ in range(records):
         disease, attribute = draw.choice(diseases), draw.choice(ATTRIBUTES)
         block, phrases = words["attributes"][attribute], words["phrases"]
-        question = sentence(world, disease, attribute, language, draw.choice(block["patient"]))
-        answer = sentence(world, disease, attribute, language, draw.choice(block["doctor"]))
+        question, answer = (sentence(world, disease, attribute, language, draw.choice(block[speaker])) for speaker in ("patient", "doctor"))
         made.append({"instruction": draw.choice(training_instructions(language, "dialogue")),
                      "input": _join([draw.choice(phrases["greeting"]), question], language),
                      "output": _join([answer, draw.choice(phrases["closing"])], language)})
@@ -79,15 +77,13 @@ def dialogue_records(world, language, diseases, *, records, seed):
 
 def knowledge_graph_records(world, language, diseases, *, records, seed):
     """UMLS-like prompts: a disease to its description, a pair of concepts to their relation."""
-    draw, words = random.Random(f"knowledge graph {language} {seed}"), wordings(language)
-    made = []
+    draw, words, made = random.Random(f"knowledge graph {language} {seed}"), wordings(language), []
     for i in range(records):
         disease, attribute = draw.choice(diseases), draw.choice(ATTRIBUTES)
         name, value = term(world, disease, "name", language), term(world, disease, attribute, language)
         if i % 2:
             said = [sentence(world, disease, a, language, draw.choice(words["relation"][a])) for a in draw.sample(ATTRIBUTES, 3)]
-            made.append({"instruction": draw.choice(training_instructions(language, "description")), "input": name,
-                         "output": _join(said, language)})
+            made.append({"instruction": draw.choice(training_instructions(language, "description")), "input": name, "output": _join(said, language)})
         else:
             made.append({"instruction": draw.choice(training_instructions(language, "relation")), "input": f"{name}; {value}",
                          "output": fill(draw.choice(words["relation"][attribute]), disease=name, value=value)})

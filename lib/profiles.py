@@ -1,9 +1,12 @@
 """The three profiles: how large the models, corpora and exams are on a test run, a laptop and a GPU node."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, make_dataclass
 
 import yaml
+
+from lib.results import KNOWLEDGE
+
+SETTINGS = yaml.safe_load((KNOWLEDGE / "profiles.yaml").read_text(encoding="utf-8"))
 
 @dataclass(frozen=True)
 class Architecture:
@@ -24,32 +27,9 @@ class Architecture:
         block = 4 * self.hidden_size ** 2 + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
         return self.vocabulary_size * self.hidden_size + self.layers * block + self.hidden_size
 
-@dataclass(frozen=True)
-class Profile:
-    """Everything that differs between a test, a laptop and a GPU node; papers' recipes are in `lib.training`."""
-    name: str
-    models: dict                 # size name -> Architecture, or the name of a Hugging Face causal LM
-    languages: tuple             # of the trained models
-    number_of_diseases: int
-    sequence_length: int         # tokens, continued pre-training
-    tuning_length: int           # tokens, instruction tuning: the longest example that is kept
-    tokens_per_step: int         # of a global batch; 20 sequences hold 15:4:1 exactly
-    micro_batch_tokens: int      # of one forward pass
-    base_tokens: int             # general text that the base model reads
-    injection_tokens: int        # continued pre-training
-    tuning_epochs: int           # passes over the instruction data
-    base_learning_rate: float    # peak
-    injection_learning_rate: float
-    tuning_learning_rate: float
-    lora_learning_rate: float
-    book_copies: int             # textbooks; each has a chapter on every disease
-    papers: int                  # journal articles
-    web_pages: int
-    general_pages: int
-    training_questions: int      # per exam
-    test_items: int              # per exam
-    checkpoint_steps: int        # steps between checkpoints
-    curve_points: int            # kept models along continued pre-training
+class Profile(make_dataclass("Settings", SETTINGS["profiles"], frozen=True)):
+    """Everything that differs between a test, a laptop and a GPU node: a field for each line of lib/knowledge/profiles.yaml, which explains it.
+    `models` maps the name of a size to its Architecture, or to the name of a Hugging Face causal LM. Papers' recipes are in `lib.training`."""
 
     @property
     def sizes(self):
@@ -61,9 +41,7 @@ class Profile:
         """Entries of the tokenizer that is trained for the profile's own models."""
         return min((model.vocabulary_size for model in self.models.values() if not isinstance(model, str)), default=4096)
 
-SETTINGS = yaml.safe_load(Path(__file__).with_name("knowledge").joinpath("profiles.yaml").read_text(encoding="utf-8"))
 ARCHITECTURES = {name: Architecture(**shape) for name, shape in SETTINGS["architectures"].items()}
-TINY, TWO_MILLION, FIVE_MILLION = (ARCHITECTURES[name] for name in ("TINY", "TWO_MILLION", "FIVE_MILLION"))
 
 def _profile(models, languages, **settings):
     models = {size: ARCHITECTURES.get(model, model) for size, model in models.items()}

@@ -17,9 +17,8 @@ SCORES = (*SCALE, "BLEU-1", "ROUGE-1", "ROUGE-L(printed ROUGE)")
 SETTINGS = {"full": "full FT", "ablation": "full FT", "zero": "zero-shot", "prompting": "multiple-choice"}  # the same
 
 def read() -> pd.DataFrame:
-    """Every published value, one a line: KEY; model and exam (spelt alike in all tables); value (percent or share) and
-    decimals as printed, step (largest rounding error); interval_low, interval_high; n; n_stated if the paper states
-    another; source; note; flag (the rules of the audit that the value breaks).
+    """Every published value, one a line: KEY; model and exam (spelt alike in all tables); value (percent or share) and decimals as printed, step
+    (largest rounding error); interval_low, interval_high; n; n_stated if the paper states another; source; note; flag (rules of the audit it breaks).
     >>> row = read().query("model == 'pmc-llama13b' and column == 'Average'"); print(row["value"].item(), *row["flag"])
     64.43 averages"""
     files = [file for file in sorted(FOLDER.glob("*.csv")) if file.stem not in ("claims", "explanations")]
@@ -240,10 +239,9 @@ def _gain(a, b, n_a, n_b, design) -> dict:
 
 def claimed_gains(paper: str = "") -> pd.DataFrame:
     """Every claimed gain (results/reported/claims.csv), or those of one paper, as a difference of two printed scores (0-1), 95 % interval.
-    design: "same items" are not published, so the interval is Newcombe's for different items, mostly too wide; a gain
-    it does not show is unknown if it would show had no item got worse. "ratings": Newcombe takes ratings of one answer
-    as independent, so too narrow. "preferences": wins, losses and ties are printed. items_needed: for 80 % power,
-    unpaired but for preferences; items_at_best: if no item got worse. n of an average: J^2 / sum(1 / n_j)."""
+    design: "same items" are not published, so the interval is Newcombe's for different items, mostly too wide; a gain it does not show is unknown
+    if it would show had no item got worse. "ratings": Newcombe takes ratings of one answer as independent, so too narrow. "preferences": all votes
+    are printed. items_needed: for 80 % power, unpaired but for preferences; items_at_best: if none got worse. n of a mean: J^2 / sum(1 / n_j)."""
     frame, claims, gains = read(), pd.read_csv(FOLDER / "claims.csv", keep_default_na=False, dtype=str), []
     rows = dict(list(frame[frame["metric"].isin(SCALE)].groupby(KEY[:4])))
     said = frame[frame["table"] == "text"].set_index(["paper", "row", "column"])["value"]

@@ -27,7 +27,8 @@ SHOWN_PROFILES = ("small", "small-public", "full", "full-public")  # the folders
 SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}")
 BOLD_FINDING = re.compile(r"\*\*([^*\n]+)\*\*<!--\s*(100\*)?\s*(\w+)\s*-->")
 NUMBER = re.compile(r"([+\-\u2212]?)(\d[\d,]*)(?:\.(\d+))?")
-STYLE = Path(__file__).with_name("knowledge") / "page.css"  # of the HTML pages
+KNOWLEDGE = Path(__file__).resolve().with_name("knowledge")  # tables, wordings, templates
+STYLE = KNOWLEDGE / "page.css"  # of the HTML pages
 
 @dataclass(frozen=True)
 class Run:
@@ -69,12 +70,11 @@ def to_json(record, indent=2):
 def write_atomically(path, content):
     """Write text or bytes so that a reader sees the old file or the whole new one, never a part; return the path."""
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as stream:
-            stream.write(data)
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -112,9 +112,8 @@ def save_figure(run, name, figure):
     return figure
 
 def save_findings(run, findings, **provenance):
-    """Write findings.json (flat: name -> number or string) and provenance.json; the last call of every notebook.
-    Keywords go to provenance.json as they are: seeds, data_fingerprints, model, revision, prompt_hashes ...;
-    `main_figure` and `main_table` name what results/README.md shows. A value that is not finite becomes null."""
+    """Write findings.json (name -> number or string; null if not finite) and provenance.json, which takes the keywords: the last call of a notebook.
+    Keywords are seeds, data_fingerprints, model, revision, stages ...; `main_figure` and `main_table` name what results/README.md shows."""
     for kind, part, suffix in (("main_figure", "figures", "png"), ("main_table", "tables", "csv")):
         name = provenance.get(kind)
         if name and not _path(run, part, f"{name}.{suffix}").exists():
@@ -143,10 +142,8 @@ def append_row(path, row):
         stream.write(to_json(row, indent=None).encode())
 
 def read_rows(path):
-    """The rows of a JSONL file, [] where there is none; an unfinished last line is ignored.
-    Raises ValueError with file and line for a broken line anywhere else."""
-    path, rows = Path(path), []
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # what follows the last newline is unfinished
+    """The rows of a JSONL file, [] where there is none; an unfinished last line is ignored, any other broken line is a ValueError that names it."""
+    lines, rows = Path(path).read_bytes().split(b"\n")[:-1] if Path(path).exists() else [], []  # what follows the last newline is unfinished
     for number, line in enumerate(lines, start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
@@ -157,7 +154,12 @@ def read_rows(path):
 def read_table(profile, notebook, name):
     """A table of an earlier notebook as a pandas DataFrame."""
     import pandas
-    return pandas.read_csv(_earlier(profile, notebook, f"tables/{name}.csv"))
+    path = results_root() / profile / notebook / "tables" / f"{name}.csv"
+    if not path.exists():
+        options = profile.replace("-public", " -p DATA_DIR <folder>")
+        raise FileNotFoundError(f"results/{profile}/{notebook}/tables/{name}.csv is missing; run notebook {notebook} first: "
+                                f"./run_all.sh {notebook.split('_')[0]} --profile {options}")
+    return pandas.read_csv(path)
 
 def fill_answer(markdown, findings):
     """Put the findings into the bold numbers of a first cell, each with as many decimals as it had.
@@ -236,49 +238,32 @@ def tidy():
         place = old.with_name(old.name.removeprefix(".old-"))
         shutil.rmtree(old) if place.exists() else old.rename(place)
 
+def fill_template(name, **values):
+    """A Jinja template of lib/knowledge, filled in."""
+    from jinja2 import Environment, FileSystemLoader
+    return Environment(loader=FileSystemLoader(KNOWLEDGE), trim_blocks=True, keep_trailing_newline=True).get_template(name).render(values)
+
 def write_index():
     """Write results/README.md: of each finished notebook the title, answer, main figure and table, and links."""
-    root = results_root()
-    parts = ["# Results", "Written by `./run_all.sh`; do not edit. Every number comes from the files linked below it."]
-    for profile in SHOWN_PROFILES:
-        folders = sorted(path.parent for path in root.glob(f"{profile}/*/findings.json"))
-        parts += [f"## Profile {profile}"] * bool(folders)
-        parts += [part for folder in folders for part in _index_entry(folder, folder.relative_to(root))]
-    write_atomically(root / "README.md", "\n\n".join(parts) + "\n")
+    found = {profile: sorted(results_root().glob(f"{profile}/*/findings.json")) for profile in SHOWN_PROFILES}
+    entries = {profile: [_index_entry(findings.parent) for findings in paths] for profile, paths in found.items()}
+    write_atomically(results_root() / "README.md", fill_template("index.md", profiles=entries))
 
-def _index_entry(folder, link):
+def _index_entry(folder):
     provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     cells = json.loads((folder / f"{folder.name}.ipynb").read_text(encoding="utf-8"))["cells"]
     first = re.sub(r"<!--.*?-->", "", "".join(cells[0]["source"]))
     answer = re.search(r"\*\*Answer\.?\*\*\s*(.+?)(?=\n\s*\n|\nReads |\Z)", first, flags=re.DOTALL)
-    figure, table = provenance.get("main_figure"), provenance.get("main_table")
-    tables = [f"[{path.stem}]({link}/tables/{path.name})" for path in sorted(folder.glob("tables/*.csv"))]
-    links = [f"[notebook]({link}/{folder.name}.ipynb)", f"[HTML]({link}/{folder.name}.html)", *tables,
-             f"[findings]({link}/findings.json)", f"[provenance]({link}/provenance.json)"]
-    return [part for part in (
-        "#" + "##" + first.split("\n")[0].lstrip("#"), answer and answer.group(1), f"Backend: {provenance['backend']}.",
-        figure and f"![{figure.replace('_', ' ')}]({link}/figures/{figure}.png)",
-        table and _markdown_table(folder / "tables" / f"{table}.csv"), " · ".join(links)) if part]
-
-def _markdown_table(path, limit=30):
-    with open(path, encoding="utf-8", newline="") as stream:
-        head, *rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in csv.reader(stream)]
-    lines = [head, ["---"] * len(head), *rows[:limit]]
-    more = f"\n\n{len(rows) - limit} more rows are in the CSV file." if len(rows) > limit else ""
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + more
+    tables = {path.stem: path for path in sorted(folder.glob("tables/*.csv"))}
+    main = tables[provenance["main_table"]].read_text(encoding="utf-8") if provenance.get("main_table") else ""
+    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in csv.reader(io.StringIO(main))]
+    return provenance | {"notebook": folder.name, "title": first.split("\n")[0].lstrip("# "), "answer": answer and answer.group(1),
+                         "tables": tables, "rows": rows}
 
 def _path(run, part, name):
     if Path(name).name != name:
         raise ValueError(f"{name!r} must be a plain file name, without folders")
     return run.folder / part / name
-
-def _earlier(profile, notebook, name):
-    path = results_root() / profile / notebook / name
-    if not path.exists():
-        options = profile.replace("-public", " -p DATA_DIR <folder>")
-        raise FileNotFoundError(f"results/{profile}/{notebook}/{name} is missing; run notebook {notebook} first: "
-                                f"./run_all.sh {notebook.split('_')[0]} --profile {options}")
-    return path
 
 def _format(value, pattern, factor):
     """The value written like `pattern`: same decimals, a sign if it had one, thousands separated if they were."""

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pypdf
 
-from lib.results import results_root, write_atomically
+from lib.results import fill_template, results_root, write_atomically
 from lib.world import KNOWLEDGE, read_yaml
 
 TEXTS = ("web", "paper", "dialogue", "book", "general")  # kinds of training text
@@ -382,14 +382,7 @@ def inventory(data_dir):  # a line for each set and split that is there: set, sp
                "seconds": time.perf_counter() - started, "problems": problems}
 
 def data_cards():  # Markdown, one card for each set
-    cards = ["# Data sets\n\nWritten from `lib/knowledge/sources.yaml` by `python -m lib.sources --cards`. None of the data is in this repository."]
-    for name, source in SOURCES.items():
-        card = {"restrictions": "none beyond the licence"} | source.entry | {
-            "records": "; ".join(f"{split} {part['count'] or '(no published count)'} in `{part['files']}`" for split, part in source.splits.items()),
-            "languages": ", ".join(source.languages), "hub": " at revision ".join([*source.entry.get("hub", {"id": "no"}).values()][:2])}
-        shown = ("title", "kind", "licence", "citation", "languages", "records", "restrictions", "obtain", "hub", "folder", "known_faults")
-        cards.append(f"## {name}\n\n" + "\n".join(f"- **{title.capitalize().replace('_', ' ')}:** {card[title]}" for title in shown if title in card))
-    return "\n\n".join(cards) + "\n"
+    return fill_template("data_cards.md", sources=SOURCES.values())
 
 def main(arguments):
     """usage: python -m lib.sources DATA_DIR (a folder with data sets: what is there) or --cards (writes results/data_cards.md)"""

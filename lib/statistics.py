@@ -6,6 +6,7 @@ that says what was wrong; a value that does not exist (no variation, all ties) i
 from collections.abc import Callable
 from typing import NamedTuple
 
+import krippendorff
 import numpy as np
 from scipy import stats
 from statsmodels.stats import inter_rater, multitest, proportion
@@ -53,8 +54,7 @@ def wilson(k, n, level: float = 0.95):
     return proportion.proportion_confint(*_counts(k, n, level), alpha=1 - level, method="wilson")
 
 def newcombe(k_a, n_a, k_b, n_b, level: float = 0.95):
-    """(low, high) of k_a/n_a - k_b/n_b on different items, hybrid score: Med-PaLM 2, Tables 6 and A.1.
-    Too wide for two models on the same items: use `paired_difference` where the items are at hand.
+    """(low, high) of k_a/n_a - k_b/n_b on different items (the same: `paired_difference`), hybrid score: Med-PaLM 2, Tables 6 and A.1.
     >>> low, high = newcombe(1076, 1261, 11, 12); print(f"{low:.3f} {high:.3f}")   # MedQA, 512 characters
     -0.135 0.208"""
     (k_a, n_a), (k_b, n_b) = _counts(k_a, n_a, level), _counts(k_b, n_b, level)
@@ -112,8 +112,7 @@ def _percentiles(drawn: np.ndarray) -> np.ndarray:
 
 def bootstrap_mean(values, *, seed: int, clusters=None, replicates: int = REPLICATES) -> Estimate:
     """Mean of each axis with its percentile interval, drawing whole clusters (say, the ratings of an answer).
-    values: (items,) or (items, axes), NaN where a rating is missing; a cluster weighs as much as its ratings. An
-    axis of only 0 or only 1 gets the Clopper-Pearson interval of its clusters, any other constant NaN.
+    values: (items,) or (items, axes), NaN where missing. An axis of only 0 or only 1 gets the Clopper-Pearson interval of its clusters.
     >>> estimate = bootstrap_mean([1, 1, 0, 1, 0, 1, 1, 0], seed=0); print(estimate.value, estimate.low)
     0.625 0.25"""
     rows = _rows(values, missing=True)
@@ -152,8 +151,7 @@ def paired_difference(a, b, *, seed: int, clusters=None, replicates: int = REPLI
 
 def paired_permutation(differences, *, seed: int, clusters=None, replicates: int = REPLICATES):
     """p-value of the mean difference when the two sides may be swapped within each cluster (item, answer).
-    differences: (items,) or (items, axes), a - b, or +1/0/-1 for a pairwise preference. Exact where all 2^clusters
-    swaps are no more than the replicates; else (1 + as extreme) / (1 + replicates). 1 without any difference.
+    differences: (items,) or (items, axes), a - b or a preference +1/0/-1. Exact up to 2^clusters = replicates; else (1 + as extreme) / (1 + drawn).
     >>> paired_permutation([2, 3, 1, 3, 4], seed=0)   # 2 of 32 swaps
     0.0625"""
     rows = _rows(differences)
@@ -163,10 +161,8 @@ def paired_permutation(differences, *, seed: int, clusters=None, replicates: int
     if n < 32 and 2**n <= replicates:
         signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
         return _plain((np.abs(signs @ sums) >= observed).mean(axis=0))
-    extreme = 0
-    for rng, size in _pieces(n, seed, replicates):
-        bits = np.unpackbits(rng.integers(0, 256, (size, n // 8 + 1), dtype=np.uint8), axis=1, count=n)
-        extreme += (np.abs((2.0 * bits - 1) @ sums) >= observed).sum(axis=0)
+    drawn = (np.unpackbits(rng.integers(0, 256, (size, n // 8 + 1), dtype=np.uint8), axis=1, count=n) for rng, size in _pieces(n, seed, replicates))
+    extreme = sum((np.abs((2.0 * bits - 1) @ sums) >= observed).sum(axis=0) for bits in drawn)
     return _plain((1 + extreme) / (1 + replicates))
 
 def blocked_permutation(values, groups, *, blocks, seed: int, replicates: int = REPLICATES):
@@ -180,14 +176,12 @@ def blocked_permutation(values, groups, *, blocks, seed: int, replicates: int = 
     members, _ = _members(blocks, len(values))
     if not (np.bincount(members, groups) % np.bincount(members)).any():
         raise ValueError("no block holds ratings of both groups, so there is nothing to permute")
-    order = np.argsort(members)
-    values, groups, members = values[order], groups[order], members[order]
+    values, groups, members = (array[np.argsort(members)] for array in (values, groups, members))
     weight = np.where(groups, 1 / groups.sum(), -1 / (1 - groups).sum())
     observed = np.abs(weight @ values) - 1e-9 * np.abs(values).mean(axis=0)
-    extreme = 0
-    for rng, size in _pieces(len(values), seed, replicates):
-        within = np.argsort(rng.random((size, len(values))) + members, axis=1)  # sorted keys stay in their block
-        extreme += (np.abs(weight[within] @ values) >= observed).sum(axis=0)
+    drawn = (rng.random((size, len(values))) for rng, size in _pieces(len(values), seed, replicates))
+    orders = (np.argsort(keys + members, axis=1) for keys in drawn)  # sorted keys stay in their block
+    extreme = sum((np.abs(weight[order] @ values) >= observed).sum(axis=0) for order in orders)
     return _plain((1 + extreme) / (1 + replicates))
 
 def bootstrap(statistic: Callable, rows, *, seed: int, replicates: int = 1_000) -> Estimate:
@@ -221,23 +215,15 @@ def kappa(counts, method: str = "randolph") -> float:
         return float(inter_rater.fleiss_kappa(counts, method=method))
 
 def krippendorff_alpha(ratings, metric: str = "ordinal") -> float:
-    """Krippendorff's alpha (2011) of numbers (items, raters), NaN where a rater gave none.
-    metric: "nominal", "ordinal" or "interval". NaN when all ratings are equal: there is nothing to agree on.
+    """Krippendorff's alpha (2011) of numbers (items, raters), NaN where a rater gave none: "nominal", "ordinal", "interval". NaN if all are equal.
     >>> round(krippendorff_alpha([[1, 1], [2, 3], [3, 3], [4, 4]]), 2)
     0.91"""
     ratings = _rows(ratings, missing=True)
-    values = np.unique(ratings[~np.isnan(ratings)])
-    counts = (ratings[..., None] == values).sum(axis=1)  # (items, values)
-    counts = counts[counts.sum(axis=1) >= 2]  # a lone rating agrees with nobody
-    if metric not in ("nominal", "ordinal", "interval") or not len(counts):
+    ratings = ratings[(~np.isnan(ratings)).sum(axis=1) >= 2]  # a lone rating agrees with nobody
+    if metric not in ("nominal", "ordinal", "interval") or not len(ratings):
         raise ValueError("alpha needs an item with two ratings, and a metric: nominal, ordinal or interval")
-    share = counts / (counts.sum(axis=1, keepdims=True) - 1)
-    pairs = share.T @ counts - np.diag(share.sum(axis=0))
-    total = pairs.sum(axis=0)  # pairable ratings of each value
-    place = np.cumsum(total) - total / 2 if metric == "ordinal" else values
-    distance = 1 - np.eye(len(values)) if metric == "nominal" else np.subtract.outer(place, place) ** 2
-    expected = total @ distance @ total / (total.sum() - 1)
-    return float(1 - (pairs * distance).sum() / expected) if expected else float("nan")
+    alike = np.nanmin(ratings) == np.nanmax(ratings)
+    return float("nan") if alike else float(krippendorff.alpha(ratings.T, level_of_measurement=metric))
 
 def icc(ratings, form: str = "2,1") -> float:
     """Intraclass correlation of ratings (items, raters), Shrout and Fleiss 1979; NaN when all are equal.
@@ -301,8 +287,7 @@ def _spread(p_a, p_b, discordance, level: float, power: float = 0.8) -> tuple[np
     return p_a - p_b, np.sqrt(null), np.sqrt(np.maximum(share - gap**2, 0))
 
 def achieved_power(p_a, p_b, n, *, discordance=None, level: float = 0.95):
-    """Chance that n items show accuracy p_a to differ from p_b: two sets of n items, or, with a discordance (share
-    of items that exactly one of the two models gets right), the same n items (McNemar).
+    """Chance that two sets of n items show p_a to differ from p_b or, with a discordance (share that one model alone gets right), the same n items.
     >>> round(float(achieved_power(0.55, 0.50, 1565)), 3)
     0.8"""
     difference, null, actual = _spread(p_a, p_b, discordance, level)

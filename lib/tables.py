@@ -17,8 +17,7 @@ STYLES = read_yaml("figures.yaml")["tables"]
 
 def show(frame, *, percent=(), best=(), lowest=(), decimals=1, caption=None):
     """A frame as a page shows it: shares in percent, thousands parted, the best value bold, "-" where one is missing.
-    percent: columns that hold 0-1, or True for all numbers; best, lowest: columns whose highest or lowest value is bold, or True for all
-    numbers. Text is escaped. The same frame always gives the same HTML."""
+    percent (columns that hold 0-1), best, lowest (value in bold): names, or True for all numbers. The same frame always gives the same HTML."""
     frame = frame.reset_index(drop=all(name is None for name in frame.index.names))
     frame = frame.set_axis([_header(name) for name in frame.columns], axis=1)
     numbers = [name for name in frame if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool]
@@ -75,8 +74,7 @@ def verdict(published, n, ours, low, high, *, comparable=None):
     return "within interval" if abs(ours - published) <= math.hypot(ours_reach, their_reach) else "differs"
 
 def estimates(frame):
-    """Published values (lines of `reported.read`) as shares: columns score, low, high (0-1) are added.
-    The printed interval where there is one, else Wilson's for n items; none for averages, text metrics and unknown n."""
+    """Published values (lines of `reported.read`) as shares: score, low, high (0-1): the printed interval, else Wilson's for n items, else none."""
     scale = np.where(frame["metric"] == "proportion", 1, 100)
     n = frame["n"].where(frame["metric"].isin(reported.SCALE))
     count = (frame["value"] / scale * n.fillna(1)).round()

@@ -23,8 +23,7 @@ def ask(prompts, *, url, model, cache, max_tokens=512, temperature=0.0, sample=0
     """(texts, problems): the answer to each prompt, None where every try failed, and {prompt number: the last reason}.
     url: the address up to /v1 (vLLM, `transformers serve`, an API). prompts: texts, or lists of {role, content} messages. cache: a JSONL file; an
     answer is appended as soon as it is there, so a rerun asks only for what is missing. sample: the number of a repeated draw at a temperature
-    above 0. timeout: seconds for one try, slow dripping included. The key is read from the environment variable OPENAI_API_KEY. Raises Refused
-    when the endpoint rejects the call itself; what was answered before stays in the cache."""
+    above 0. timeout: seconds for one try as a whole. Raises Refused when the endpoint rejects the call itself; answers stay in the cache."""
     bodies = [{"model": model, "messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
                "max_tokens": max_tokens, "temperature": temperature} for prompt in prompts]
     keys = [hashlib.sha256(json.dumps([url, body, sample], sort_keys=True).encode()).hexdigest()[:24] for body in bodies]
@@ -35,10 +34,9 @@ def ask(prompts, *, url, model, cache, max_tokens=512, temperature=0.0, sample=0
         asked = {pool.submit(_ask_once, url, body, timeout, tries): key for key, body in missing.items()}
         try:
             for done, answered in enumerate(concurrent.futures.as_completed(asked), start=1):
-                key, (text, reason) = asked[answered], answered.result()
-                if text is None:
-                    reasons[key] = reason
-                else:
+                key = asked[answered]
+                text, reasons[key] = answered.result()
+                if text is not None:
                     known[key] = text
                     append_row(cache, {"key": key, "model": model, "text": text})
                 if progress:
@@ -46,15 +44,14 @@ def ask(prompts, *, url, model, cache, max_tokens=512, temperature=0.0, sample=0
         except BaseException:  # refused, or interrupted: nobody waits for the requests that have not begun
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [known.get(key) for key in keys], {number: reasons[key] for number, key in enumerate(keys) if key in reasons}
+    return [known.get(key) for key in keys], {number: reasons[key] for number, key in enumerate(keys) if reasons.get(key)}
 
 def _ask_once(url, body, timeout, tries):
     """(text, None) or (None, why the last try failed)."""
-    pause, reason = PAUSE, ""
-    for number in range(tries):
-        if number:
-            time.sleep(min(pause, LONGEST_PAUSE))
-            pause *= 2
+    pause, reason = 0.0, ""
+    for _ in range(tries):
+        time.sleep(min(pause, LONGEST_PAUSE))
+        pause = max(2 * pause, PAUSE)
         try:
             return _text(_post(f"{url.rstrip('/')}/chat/completions", body, timeout)), None
         except urllib.error.HTTPError as error:
@@ -69,9 +66,8 @@ def _ask_once(url, body, timeout, tries):
 
 def _post(address, body, timeout):
     """The bytes of the reply, within `timeout` seconds as a whole: a server that sends a byte a minute does not hold us."""
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(KEY_VARIABLE):
-        headers["Authorization"] = f"Bearer {key}"
+    key = os.environ.get(KEY_VARIABLE)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     request, ends, read = urllib.request.Request(address, json.dumps(body).encode(), headers), time.monotonic() + timeout, b""
     with urllib.request.urlopen(request, timeout=timeout) as reply:
         while part := reply.read1(65536):

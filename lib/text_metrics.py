@@ -7,6 +7,8 @@ from itertools import count
 
 import numpy as np
 import pandas as pd
+from rapidfuzz.distance import LCSseq
+from rapidfuzz.process import cpdist
 
 ORDERS = (1, 2, 3, 4)  # of n-grams
 COLUMNS = (*(f"bleu_{n}" for n in ORDERS), "bleu", "bleu_4_method1", "rouge_1", "rouge_2", "rouge_l")
@@ -36,11 +38,10 @@ def _split(text, language):
 
 def rationale_scores(pairs, language):
     """A table with the COLUMNS, one row for each (prediction, reference), all from 0 to 1; the mean of a column scores the corpus.
-    bleu_n: sentence BLEU with uniform weights on 1- to n-grams and brevity penalty (Papineni 2002), unsmoothed: 0 where an order has no
-    match. bleu: the mean of the four. Table 2 of MMedLM (arXiv 2402.13963) is headed BLEU-1 and ROUGE-1, its released script computes
-    bleu_4_method1 (nltk's sentence_bleu, smoothing method1) and ROUGE-L; here all are computed from `words`, whereas that script kept
-    capitals and punctuation and split zh and ja with jieba and janome. rouge_1, rouge_2, rouge_l: F1, equal to rouge-score's.
-    An empty prediction scores 0. Raises ValueError for a reference without words, and for a pair of more than 32,767 different words.
+    bleu_n: sentence BLEU with uniform weights on 1- to n-grams and brevity penalty (Papineni 2002), unsmoothed: 0 where an order has no match.
+    bleu: the mean of the four. Table 2 of MMedLM (arXiv 2402.13963) is headed BLEU-1 and ROUGE-1, its released script computes bleu_4_method1 (nltk,
+    smoothing method1) and ROUGE-L, on capitals and punctuation, zh and ja split with jieba and janome; here all use `words`. rouge_*: F1, equal to
+    rouge-score's. An empty prediction scores 0. ValueError for a reference without words, and for a pair of more than 32,767 different words.
     >>> scores = rationale_scores([("the cat sat", "the cat sat down"), ("", "the cat")], "en")
     >>> scores[["bleu_1", "bleu_4", "bleu_4_method1", "rouge_1", "rouge_2", "rouge_l"]].round(3).values.tolist()
     [[0.717, 0.0, 0.403, 0.857, 0.8, 0.857], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]"""
@@ -75,7 +76,7 @@ def _metrics(ids, lengths, bits):
     with np.errstate(divide="ignore"):  # exp(log(0)) is the 0 that is wanted
         bleu = [brevity * np.exp(np.log(matches[:n] / sizes[:n, 0]).mean(0)) for n in ORDERS]
     method1 = brevity * np.exp(np.log(np.where(matches > 0, matches, EPSILON) / sizes[:, 0]).mean(0)) * (matches[0] > 0)
-    overlaps = ((matches[0], sizes[0]), (matches[1], sizes[1]), (_longest_common_subsequences(ids, owner, lengths), sizes[0]))
+    overlaps = ((matches[0], sizes[0]), (matches[1], sizes[1]), (_longest_common_subsequences(ids, lengths), sizes[0]))
     return np.stack([*bleu, np.mean(bleu, axis=0), method1, *(_f1(*(common / size)) for common, size in overlaps)], 1)
 
 def _f1(precision, recall):  # in rouge-score's order of operations, so that not even the last digit differs
@@ -96,18 +97,8 @@ def _common_ngrams(ids, owner, bits, pairs):
             common[n - 1] = np.bincount(sided[starts] >> n * bits + 1, shared, pairs)
     return common
 
-def _longest_common_subsequences(ids, owner, lengths):
-    """Lengths, for each pair: Hyyro's bit-vector recurrence (2004) on one large integer that holds a field of bits for every pair.
-    A reference word is a bit, 1 until it is matched; a bit that stays 0 above each field stops the carry."""
-    width = lengths[:, 1].max() // 8 * 8 + 8  # whole bytes, with at least one bit to spare
-    ours, theirs = (np.full((len(lengths), size), filler, np.int16) for size, filler in ((lengths[:, 0].max(), -1), (width, -2)))
-    ours[np.arange(ours.shape[1]) < lengths[:, :1]] = ids[owner & 1 == 0]
-    theirs[np.arange(width) < lengths[:, 1:]] = ids[owner & 1 == 1]
-    fields = np.packbits(theirs >= 0, axis=1, bitorder="little").tobytes()
-    unmatched = every_bit = int.from_bytes(fields, "little")
-    for column in ours.T:
-        equal = np.packbits(theirs == column[:, None], axis=1, bitorder="little")
-        matched = unmatched & int.from_bytes(equal.tobytes(), "little")
-        unmatched = ((unmatched + matched) | (unmatched - matched)) & every_bit
-    left = np.frombuffer(unmatched.to_bytes(len(fields), "little"), np.uint8).reshape(len(lengths), -1)
-    return lengths[:, 1] - np.bitwise_count(left).sum(1)
+def _longest_common_subsequences(ids, lengths):
+    """Lengths, for each pair; a word is handed on as the one letter of its number."""
+    letters, ends = ids.astype("<u4").tobytes().decode("utf-32-le"), lengths.cumsum()
+    texts = [letters[end - length:end] for end, length in zip(ends.tolist(), lengths.ravel().tolist())]
+    return cpdist(texts[::2], texts[1::2], scorer=LCSseq.similarity, dtype=np.int64)

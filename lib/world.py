@@ -5,11 +5,11 @@ import functools
 import random
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
-KNOWLEDGE = Path(__file__).resolve().parent / "knowledge"
+from lib.results import KNOWLEDGE
+
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 ATTRIBUTES = ("specialty", "cause", "symptom", "test", "treatment", "warning")
 LETTERS = "ABCDE"
@@ -21,11 +21,9 @@ class World:
     diseases: tuple   # of {"disease_id", "name", "specialty", "cause", ... "warning"}: keys into `terms`
     terms: dict       # key -> {"en": ..., "zh": ..., ...}
     everyday: tuple   # of {"kind", "subject": {language: text}, "attribute", "value": {language: text}}
-    fictional: bool
 
 def load_world(*, number_of_diseases=None, fictional=False, seed=0):
-    """Read lib/knowledge; `fictional` gives every medical term a seeded pseudo-word, the same one everywhere.
-    `number_of_diseases` keeps a seeded subset. Raises ValueError with file and line for a broken table."""
+    """Read lib/knowledge, or a seeded subset of its diseases; `fictional` gives every medical term a seeded pseudo-word, the same one everywhere."""
     diseases = [dict(row) for row in read_table("diseases.csv")]
     terms = {row["en"]: {language: row[language] for language in LANGUAGES} for row in read_table("terms.csv")}
     for number, disease in enumerate(diseases, start=2):
@@ -34,11 +32,10 @@ def load_world(*, number_of_diseases=None, fictional=False, seed=0):
                 raise ValueError(f"lib/knowledge/diseases.csv, line {number}, {column}: {disease[column]!r} is not in terms.csv")
     if number_of_diseases is not None and number_of_diseases < len(diseases):
         diseases = random.Random(f"diseases {seed}").sample(diseases, number_of_diseases)
-    terms = _fictional_terms(terms, seed) if fictional else terms
     everyday = ({"kind": row["subject_kind"], "attribute": row["attribute"]}
                 | {slot: {language: row[f"{slot}_{language}"] for language in LANGUAGES} for slot in ("subject", "value")}
                 for row in read_table("everyday.csv"))
-    return World(tuple(diseases), terms, tuple(everyday), fictional)
+    return World(tuple(diseases), _fictional_terms(terms, seed) if fictional else terms, tuple(everyday))
 
 def split_diseases(world, *, test_share=0.5, seed=0):
     """(training diseases, test diseases): exam questions of one part never ask a fact of the other."""
@@ -48,16 +45,9 @@ def split_diseases(world, *, test_share=0.5, seed=0):
 
 def wordings(language):
     """All templates of a language, as in lib/knowledge/wordings_<language>.yaml."""
-    return read_yaml(f"wordings_{_known(language)}.yaml")
-
-def everyday_wordings(language):
-    """The templates for everyday facts of a language."""
-    return read_yaml("everyday_wordings.yaml")[_known(language)]
-
-def _known(language):
     if language not in LANGUAGES:
         raise ValueError(f"no wordings for language {language!r}; known are {', '.join(LANGUAGES)}")
-    return language
+    return read_yaml(f"wordings_{language}.yaml")
 
 def term(world, disease, column, language):
     """The text of a disease's `name` or attribute, as it stands inside a sentence."""
@@ -147,8 +137,7 @@ def _paper(world, disease, language, record_id, draw, words):
     name, paper = term(world, disease, "name", language), words["paper"]
     chosen = draw.sample(ATTRIBUTES, draw.choice([2, 3]))
     said = [sentence(world, disease, a, language, draw.choice(words["attributes"][a]["paper"])) for a in chosen]
-    filler = [t.replace("{n}", str(draw.randint(30, 900))).replace("{p}", f"{draw.uniform(0.001, 0.9):.3f}")
-              for t in draw.sample(paper["filler"], 9)]
+    filler = [t.format(n=draw.randint(30, 900), p=f"{draw.uniform(0.001, 0.9):.3f}") for t in draw.sample(paper["filler"], 9)]
     trial, _ = trial_text(world, disease, agent_name(draw), language, draw, range(6))
     lines = [fill(draw.choice(paper["title"]), disease=name), _authors(draw), paper["abstract"],
              _join([said[0], filler[0]], language), paper["introduction"],
@@ -178,7 +167,7 @@ def _medical_page(world, disease, language, record_id, draw, words):
     return _record("\n".join(lines), "web", language, record_id, {fact_id(disease, a): 1 for a in chosen})
 
 def _everyday_page(world, language, record_id, draw):
-    words, facts = everyday_wordings(language), draw.sample(world.everyday, 6)
+    words, facts = wordings(language)["everyday"], draw.sample(world.everyday, 6)
     said = [fill(draw.choice(words[f["attribute"]]["statement"]), subject=f["subject"][language], value=f["value"][language]) for f in facts]
     lines = [draw.choice(words["titles"])] + [_join([text, draw.choice(words["filler"])], language) for text in said]
     return _record("\n".join(lines), "general", language, record_id, {})
@@ -201,14 +190,13 @@ def recall_exam(world, language, diseases, *, items, seed):
     facts, exam = [(disease, attribute) for disease in diseases for attribute in ATTRIBUTES], []
     while facts and len(exam) < items:
         for disease, attribute in draw.sample(facts, min(len(facts), items - len(exam))):
-            question = sentence(world, disease, attribute, language, draw.choice(words[attribute]["question"]))
-            rationale = sentence(world, disease, attribute, language, draw.choice(words[attribute]["rationale"]))
+            said = words[attribute]
+            question, rationale = (sentence(world, disease, attribute, language, draw.choice(said[kind])) for kind in ("question", "rationale"))
             choices = _fact_choices(world, "recall", language, disease, attribute, diseases, draw)
             item = _item("recall", language, seed, len(exam), question, choices, rationale, fact_id(disease, attribute), disease)
-            template = max(words[attribute]["book"], key=lambda t:
-                           t.lower().find("{value}") if "{disease}" in t.lower().split("{value}")[0] else -1)
-            completion = _unfinished(template, texts, item["options"], language, {"disease": term(world, disease, "name", language)})
-            exam.append(item | {"completion": completion})
+            template = max(said["book"], key=lambda t: t.lower().find("{value}") if "{disease}" in t.lower().split("{value}")[0] else -1)
+            slots = {"disease": term(world, disease, "name", language)}
+            exam.append(item | {"completion": _unfinished(template, texts, item["options"], language, slots)})
     return exam
 
 def _unfinished(template, texts, options, language, slots):
@@ -275,7 +263,7 @@ def everyday_exam(world, language, *, items, seed):
     """Everyday facts, four options: what is lost of them is forgetting."""
     draw, exam = random.Random(f"everyday {language} {seed}"), []
     for i, fact in enumerate(draw.sample(world.everyday, min(items, len(world.everyday)))):
-        words, subject, right = everyday_wordings(language)[fact["attribute"]], fact["subject"][language], fact["value"][language]
+        words, subject, right = wordings(language)["everyday"][fact["attribute"]], fact["subject"][language], fact["value"][language]
         question = fill(draw.choice(words["question"]), subject=subject, value=right)
         alike = [f for f in world.everyday if f["attribute"] == fact["attribute"]]
         wrong = draw.sample(sorted({f["value"][language] for f in alike} - {right}), 3)

@@ -298,7 +298,3 @@ def test_what_was_learned_is_said_preferred_and_expected():
     assert scores[:, 0].argmax() in (1, 3)
     assert scores[3, 0] > scores[4, 0] + 2
     assert perplexity(model, packed)[0] < 0.5
-    progress = []
-    generate(model, tokenizer, ["a b", "c"], max_new_tokens=2, tokens_per_batch=1,
-             progress=lambda done, total: progress.append((done, total)))
-    assert progress == [(1, 2), (2, 2)]

@@ -13,7 +13,7 @@ from transformers import BloomConfig, BloomForCausalLM, GPTNeoXConfig, GPTNeoXFo
 from lib.corpora import train_tokenizer
 from lib.models import (add_lora, best_device, count_parameters, load_model, load_tokenizer, matmul_rate, model_fingerprint,
                         new_model, training_flops_per_token)
-from lib.profiles import FIVE_MILLION, TINY, TWO_MILLION, Architecture
+from lib.profiles import ARCHITECTURES, Architecture
 
 SMALL = Architecture(32, 2, 2, 64, vocabulary_size=300, context=64)
 
@@ -53,7 +53,7 @@ def test_parameters_of_a_tiny_model_by_hand(tokenizer):
     assert model.lm_head.weight is model.model.embed_tokens.weight, "tied weights count once"
 
 
-@pytest.mark.parametrize("architecture", [TINY, TWO_MILLION, FIVE_MILLION, Architecture(48, 1, 4, 80, vocabulary_size=777)])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES.values(), Architecture(48, 1, 4, 80, vocabulary_size=777)])
 def test_an_architecture_states_the_size_of_the_model_that_is_built(architecture, tokenizer):
     """Tables quote Architecture.parameters without building the model, so it must be the built model's."""
     with torch.device("meta"):  # sizes without memory
@@ -63,8 +63,8 @@ def test_an_architecture_states_the_size_of_the_model_that_is_built(architecture
 
 def test_the_sizes_are_called_what_they_are():
     """2M and 5M are names in every table: within a tenth of what they say."""
-    assert 1.9e6 < TWO_MILLION.parameters < 2.2e6
-    assert 4.5e6 < FIVE_MILLION.parameters < 5.5e6
+    assert 1.9e6 < ARCHITECTURES["TWO_MILLION"].parameters < 2.2e6
+    assert 4.5e6 < ARCHITECTURES["FIVE_MILLION"].parameters < 5.5e6
 
 
 def test_flops_per_token_by_hand():

@@ -17,7 +17,7 @@ import pytest
 
 from lib import filters, instructions, world
 from lib.results import REPOSITORY
-from lib.world import ATTRIBUTES, LANGUAGES, LETTERS, bare, everyday_wordings, fact_id, fill, load_world, term, wordings
+from lib.world import ATTRIBUTES, LANGUAGES, LETTERS, bare, fact_id, fill, load_world, term, wordings
 
 ITEM_FIELDS = {"question": str, "options": dict, "answer": str, "answer_idx": str, "rationale": str, "meta_info": dict}  # MMedBench
 SPOKEN = {"book": 2, "paper": 2, "web": 2, "rationale": 2, "question": 1, "patient": 1, "doctor": 0}  # slots a wording needs
@@ -192,7 +192,7 @@ def test_every_template_renders(full, language):
     slots = {column: term(full, disease, column, language) for column in ("symptom", "test", "treatment")}
     slots |= {"disease": term(full, disease, "name", language), "value": term(full, disease, "cause", language), "letter": "A",
               "age": 40, "n": 120, "p": "0.030", "number": 3, "subject": "X"}
-    for path, template in leaves([wordings(language), everyday_wordings(language)]):
+    for path, template in leaves(wordings(language)):
         text = fill(template, **slots)
         number += 1
         assert not re.search(r"[{}]", text), (path, text)
@@ -434,7 +434,7 @@ def test_an_unfinished_sentence_ends_as_a_textbook_says_it(full, language):
             value = whole_terms[attribute][text]
             assert stem + endings[letter] in {fill(template, disease=disease, value=value) for template in books}
         assert item["answer"].casefold() not in stem.casefold()
-    statements = {attribute: words["statement"] for attribute, words in everyday_wordings(language).items() if isinstance(words, dict)}
+    statements = {attribute: words["statement"] for attribute, words in wordings(language)["everyday"].items() if isinstance(words, dict)}
     facts = {f"{fact['subject']['en']}.{fact['attribute']}": fact for fact in full.everyday}
     for item in world.everyday_exam(full, language, items=100, seed=4):
         fact = facts[item["meta_info"]["fact"]]
@@ -679,7 +679,7 @@ def test_nothing_real_is_left_in_the_fictional_world(some, language):
 
 def template_words(language):
     """Specialties that templates and everyday pages name by themselves, as a common word and not as a fact."""
-    everything = "\n".join(text for _, text in leaves([wordings(language), everyday_wordings(language)])).casefold()
+    everything = "\n".join(text for _, text in leaves(wordings(language))).casefold()
     everything += "\n".join(fact[part][language].casefold() for fact in load_world().everyday for part in ("subject", "value"))
     specialties = {bare(term(load_world(), disease, "specialty", language), language).casefold() for disease in load_world().diseases}
     return {word for word in specialties if holds(everything, word, language)}
@@ -723,7 +723,7 @@ def test_intact_tables_load_from_another_folder(broken, full):
 
 def test_an_unknown_language_is_refused(some):
     """A KeyError deep in a template would not say which languages there are."""
-    makers = [lambda: wordings("de"), lambda: everyday_wordings("de"), lambda: world.books(some, "de", copies=1, seed=0),
+    makers = [lambda: wordings("de"), lambda: world.books(some, "de", copies=1, seed=0),
               lambda: world.papers(some, "de", documents=1, seed=0), lambda: world.web_pages(some, "de", documents=1, seed=0),
               lambda: world.general_text(some, "de", documents=1, seed=0), lambda: world.everyday_exam(some, "de", items=1, seed=0)]
     makers += [lambda exam=exam: exam(some, "de", some.diseases, items=1, seed=0) for exam in EXAMS]
