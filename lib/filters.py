@@ -254,7 +254,7 @@ def overlap_finder(questions, *, window=512):
     """A function text -> {numbers of the questions that it gives away}: the whole question, or `window` characters of it in a row, whatever the
     case and white space (Med-PaLM 2, section 3.3: 512, also 120; options are not part of a question). It is exact: every window holds one of the
     anchors that the automaton looks for, and what surrounds an anchor is compared. Memory grows with the questions alone."""
-    asked, anchors = [_plain(question) for question in questions], {}
+    asked, anchors = [plain(question) for question in questions], {}
     for number, question in enumerate(asked):
         if not question:
             raise ValueError(f"question {number} is empty: it would be found in every text")
@@ -265,7 +265,7 @@ def overlap_finder(questions, *, window=512):
     automaton, places = AhoCorasick(anchors), list(anchors.values())
 
     def find(text):
-        text, found = _plain(text), set()
+        text, found = plain(text), set()
         for anchor, start, _ in automaton.find_matches_as_indexes(text, overlapping=True):
             for number, at in places[anchor]:
                 if number not in found:
@@ -275,7 +275,10 @@ def overlap_finder(questions, *, window=512):
         return found
     return find
 
-def _plain(text):
+def plain(text):
+    """A text as it is compared: small letters, single spaces.
+    >>> plain("What  IS it?")
+    'what is it?'"""
     return " ".join(text.casefold().split())
 
 def _agreement(a, b):
