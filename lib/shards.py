@@ -1,6 +1,5 @@
 """Build a corpus too large for memory: native files to packed shards on one machine or a cluster, and the shards as training reads them."""
 
-import argparse
 import contextlib
 import functools
 import hashlib
@@ -14,9 +13,11 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+import yaml
 
 from lib import corpora, filters, sources
 from lib.results import to_json, write_atomically
+from lib.world import read_yaml
 
 class Rows:
     """One array of a Packed, (rows, sequence), computed row by row from memory-mapped shards of tokens and bits that mark the starts."""
@@ -147,7 +148,7 @@ def _manifest_task(_, __, ___, *, settings, output):
 
 def build(data_dir, output, *, engine="local", options=None, tasks=1, **settings):
     """Native files of the named sets -> packed shards; every task of every stage is done once, whatever was killed in between.
-    settings: sets, tokenizer, sequence_length, exams, window, keywords (see `main`). engine: local, slurm or ray; options go to its executor."""
+    settings: sets, tokenizer, sequence_length, exams, window, keywords: see lib/knowledge/corpus.yaml."""
     from datatrove import executor
     from datatrove.pipeline.dedup import MinhashConfig, MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
     from datatrove.utils.hashing import HashConfig
@@ -180,27 +181,20 @@ def build(data_dir, output, *, engine="local", options=None, tasks=1, **settings
 def _listed_signature(grams):
     return filters.signature(grams).tolist()
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m lib.shards", description="Clean native files, drop duplicates, pack them for training.")
-    parser.add_argument("data_dir", help="a folder with public data sets; python -m lib.sources says what is there")
-    parser.add_argument("output", help="the folder of the shards; a second call goes on where the first was stopped")
-    parser.add_argument("--sets", nargs="+", required=True, help="names of results/data_cards.md, say s2orc textbooks web_pages")
-    parser.add_argument("--tokenizer", required=True, help="a folder or a hub id")
-    parser.add_argument("--sequence-length", type=int, default=2048)
-    parser.add_argument("--exams", nargs="*", default=[], help="documents that give a question of these away are dropped")
-    parser.add_argument("--window", type=int, default=512, help="characters in a row that give a question away")
-    parser.add_argument("--keywords", default="", help="a CSV file with a column for each language, instead of lib/knowledge/keywords.csv")
-    parser.add_argument("--tasks", type=int, default=1, help="parts that the native files are dealt to")
-    parser.add_argument("--engine", choices=("local", "slurm", "ray"), default="local")
-    parser.add_argument("--option", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                        help="for the engine: workers 8; partition cpu, time 20:00:00, mem_per_cpu_gb 4")
-    given = vars(parser.parse_args(arguments))
-    given["options"] = {name: int(value) if value.isdigit() else value for name, value in given.pop("option")}
+def main(arguments):
+    """usage: python -m lib.shards SETTINGS (a copy of lib/knowledge/corpus.yaml)"""
+    if len(arguments) != 1:
+        sys.exit(main.__doc__)
+    known = set(read_yaml("corpus.yaml"))
     try:
-        build(given.pop("data_dir"), given.pop("output"), **given)
-    except (ValueError, FileNotFoundError) as error:
+        settings = yaml.safe_load(Path(arguments[0]).read_text(encoding="utf-8"))
+        if not isinstance(settings, dict) or set(settings) != known:
+            odd = known.symmetric_difference(settings if isinstance(settings, dict) else ())
+            raise ValueError(f"{arguments[0]}: unknown or missing: {', '.join(sorted(odd))}; lib/knowledge/corpus.yaml has them all")
+        build(settings.pop("data_dir"), settings.pop("output"), **settings)
+    except (ValueError, OSError, yaml.YAMLError) as error:
         sys.exit(f"refused: {error}")
 
 if __name__ == "__main__":
     from lib import shards  # other processes find its tasks by this name
-    shards.main()
+    shards.main(sys.argv[1:])

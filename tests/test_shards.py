@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 
 from lib import corpora, filters, shards, world
 from lib.results import REPOSITORY
@@ -84,13 +85,21 @@ def raw(tmp_path_factory, tokenizer):
     return folder
 
 
-def command(raw, output, *more):
-    return [sys.executable, "-m", "lib.shards", str(raw), str(output), "--sets", *SETS, "--tokenizer", str(raw / "tokenizer"),
-            "--keywords", str(raw / "keywords.csv"), "--sequence-length", "64", "--tasks", "3", "--option", "workers", "2", *more]
+def settings(raw, output, **changed):
+    """The settings file of a small corpus."""
+    own = {"data_dir": str(raw), "output": str(output), "sets": SETS, "tokenizer": str(raw / "tokenizer"), "keywords": str(raw / "keywords.csv"),
+           "sequence_length": 64, "exams": [], "window": 512, "tasks": 3, "engine": "local", "options": {"workers": 2}} | changed
+    path = output.with_name(f"{output.name}.yaml")
+    path.write_text(yaml.safe_dump(own), encoding="utf-8")
+    return path
 
 
-def run(raw, output, *more):
-    return subprocess.run(command(raw, output, *more), capture_output=True, text=True, cwd=REPOSITORY)
+def command(raw, output, **changed):
+    return [sys.executable, "-m", "lib.shards", str(settings(raw, output, **changed))]
+
+
+def run(raw, output, **changed):
+    return subprocess.run(command(raw, output, **changed), capture_output=True, text=True, cwd=REPOSITORY)
 
 
 def fingerprints(output):
@@ -174,7 +183,7 @@ def test_bad_files_are_named_and_counted_and_nothing_else_is_lost(raw, tmp_path)
     (folder / "c.jsonl").write_bytes(b'{"text": "' + b"word " * 12_000_000 + b'"}\n' + good[2])
     (folder / "d.jsonl").write_bytes(b"")
     (folder / "e.jsonl").write_bytes(good[3])
-    done = run(tmp_path / "native", tmp_path / "out", "--tokenizer", str(raw / "tokenizer"), "--sets", "web_pages", "--keywords", str(raw / "keywords.csv"))
+    done = run(raw, tmp_path / "out", data_dir=str(tmp_path / "native"), sets=["web_pages"])
     assert done.returncode == 0, done.stderr[-2000:]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert sum(shard["documents"] for shard in manifest["shards"]) == 4
@@ -187,10 +196,10 @@ def test_bad_files_are_named_and_counted_and_nothing_else_is_lost(raw, tmp_path)
 
 @pytest.mark.slow
 def test_another_setting_in_the_same_folder_and_a_missing_set_are_refused(raw, built):
-    done = run(raw, built, "--window", "120")
+    done = run(raw, built, window=120)
     assert done.returncode != 0
     assert re.search(r"refused: .*was begun with window = 512, now 120; take another folder", done.stderr)
-    done = run(raw, built, "--sets", "pmc_oa")
+    done = run(raw, built, sets=["pmc_oa"])
     assert re.search(r"refused: .*pmc_oa.* is missing", done.stderr)
 
 
@@ -207,8 +216,7 @@ def test_exam_questions_are_kept_out(raw, tmp_path):
     (native / "medqa_us_4opt" / "phrases_no_exclude_test.jsonl").write_text(json.dumps(item) + "\n")
     lines = [json.dumps({"text": text}) for text in (page, page[:-1] + "\nQ: " + question.upper().replace(" ", "  "))]
     (native / "web_pages" / "a.jsonl").write_text("\n".join(lines) + "\n")
-    done = run(native, tmp_path / "out", "--sets", "web_pages", "--tokenizer", str(raw / "tokenizer"), "--exams", "medqa_us_4opt",
-               "--keywords", str(raw / "keywords.csv"))
+    done = run(raw, tmp_path / "out", data_dir=str(native), sets=["web_pages"], exams=["medqa_us_4opt"])
     assert done.returncode == 0, done.stderr[-2000:]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["dropped"] == {"web_pages, en: overlaps an exam": 1}
@@ -230,7 +238,14 @@ def test_a_cluster_gets_the_same_stages(raw, tmp_path, monkeypatch):
             launched.append(self.told)
 
     monkeypatch.setattr(executor, "SlurmPipelineExecutor", Recorded)
-    shards.main([str(raw), str(tmp_path), "--sets", "web_pages", "--tokenizer", str(raw / "tokenizer"), "--tasks", "64",
-                 "--engine", "slurm", "--option", "partition", "cpu", "--option", "mem_per_cpu_gb", "4"])
     options = {"partition": "cpu", "mem_per_cpu_gb": 4}
+    shards.main([str(settings(raw, tmp_path / "out", tasks=64, engine="slurm", options=options))])
     assert launched == [("clean", 64, options), ("pairs", filters.BANDS, options), ("clusters", 1, options), ("pack", 64, options), ("manifest", 1, options)]
+
+
+def test_a_settings_file_is_checked(raw, tmp_path):
+    for content, reason in (("sets: [web_pages]\nwindw: 512\n", "unknown or missing: .*windw"), ("[]", "unknown or missing"), ("a: [", "refused: .*expected")):
+        (tmp_path / "own.yaml").write_text(content)
+        done = subprocess.run([sys.executable, "-m", "lib.shards", str(tmp_path / "own.yaml")], capture_output=True, text=True, cwd=REPOSITORY)
+        assert done.returncode != 0
+        assert re.search(reason, done.stderr, re.S), done.stderr[-500:]
