@@ -12,9 +12,10 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
-from lib import corpora, filters, shards, world
+from lib import corpora, filters, shards, training, world
 from lib.results import REPOSITORY
 
 SETS = ["textbooks", "web_pages"]
@@ -58,6 +59,23 @@ def test_a_missing_or_cut_shard_is_named(tmp_path):
         stream.truncate(15)
     with pytest.raises(ValueError, match=r"00000.tokens: missing, or not the 16 bytes"):
         shards.load_shards(tmp_path)
+
+
+def test_training_reads_the_same_batches_from_shards_as_from_memory(tmp_path):
+    """15:4:1 of three sources over several epochs: every batch is equal, whether the rows lie in memory or on the disk."""
+    draw, memory, said = np.random.default_rng(1), {}, []
+    for source in ("book", "paper", "general"):
+        documents = [draw.integers(3, 600, draw.integers(5, 60)).tolist() for _ in range(30)]
+        memory[source] = corpora.pack_documents(documents, 16, bos=1, eos=2)
+        said.append({"source": source, "name": f"{source}/0"} | shards.write_shard(
+            tmp_path / source / "0", documents, 16, bos=1, eos=2, vocabulary_size=600))
+    (tmp_path / "manifest.json").write_text(json.dumps({"sequence_length": 16, "vocabulary_size": 600, "shards": said}))
+    weights, disk = {"book": 15, "paper": 4, "general": 1}, shards.load_shards(tmp_path)
+    stage = training.Stage("toy", steps=40, rows_per_step=20, micro_batch_size=4, peak_learning_rate=1e-2, seed=3)
+    for step in range(40):
+        one, other = (training.global_batch(step, stage, {name: (data[name], weight) for name, weight in weights.items()}) for data in (memory, disk))
+        assert one["count"] == other["count"]
+        assert all(torch.equal(one[name], other[name]) for name in ("input_ids", "labels", "position_ids"))
 
 
 # --- the pipeline ---
