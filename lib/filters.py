@@ -143,7 +143,7 @@ def low_quality(record):
               "repeated lines": len(again) > 0.3 * len(lines) or sum(map(len, again)) > 0.2 * sum(map(len, lines)),
               "word length": spaced and not 3 * len(words) <= sum(map(len, words)) <= 10 * len(words),
               "symbols": spaced and symbols > 0.1 * len(words),
-              "few letters": spaced and sum(bool(re.search(r"[^\W\d_]", word)) for word in words) < 0.8 * len(words)}
+              "few letters": spaced and len(re.findall(r"[^\W\d_]\S*", record["text"])) < 0.8 * len(words)}
     return next((f"low quality: {rule}" for rule, is_broken in broken.items() if is_broken), record)
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Build a corpus too large for memory: native files to packed shards on one machine or a cluster, and the shards as training reads them."""
 
+import bisect
 import contextlib
 import functools
 import hashlib
@@ -22,20 +23,21 @@ from lib.world import read_yaml
 class Rows:
     """One array of a Packed, (rows, sequence), computed row by row from memory-mapped shards of tokens and bits that mark the starts."""
     def __init__(self, name, shards):
-        self.name, self.shards, self.ends = name, shards, np.cumsum([len(tokens) for tokens, _ in shards])
-        self.shape, self.size = (int(self.ends[-1]), shards[0][0].shape[1]), int(self.ends[-1]) * shards[0][0].shape[1]
+        self.name, self.shards, self.ends = name, shards, list(itertools.accumulate(len(tokens) for tokens, _ in shards))
+        self.shape = self.ends[-1], shards[0][0].shape[1]
+        self.size = self.shape[0] * self.shape[1]
 
     def __len__(self):
         return self.shape[0]
 
     def __getitem__(self, row):
-        shard = int(np.searchsorted(self.ends, row, side="right"))
-        tokens, starts = (array[row - int(self.ends[shard])] for array in self.shards[shard])  # counted from the end of the shard
-        tokens, place = tokens.astype(np.int32), np.arange(len(tokens))
-        start = np.unpackbits(starts, count=len(tokens)).astype(bool)
-        if self.name == "position_ids":
-            return place - np.maximum.accumulate(np.where(start, place, 0))
-        return np.where(start, corpora.IGNORE_INDEX, tokens) if self.name == "labels" else tokens
+        shard = bisect.bisect_right(self.ends, row)
+        tokens, starts = (array[row - self.ends[shard]] for array in self.shards[shard])  # counted from the end of the shard
+        tokens = tokens.astype(np.int32)
+        if self.name == "input_ids":
+            return tokens
+        start, place = np.unpackbits(starts, count=len(tokens)).astype(bool), np.arange(len(tokens))
+        return np.where(start, corpora.IGNORE_INDEX, tokens) if self.name == "labels" else place - np.maximum.accumulate(np.where(start, place, 0))
 
 class Shards(NamedTuple):
     """What training reads of a Packed, from the disk: the same rows as `corpora.pack_documents` makes of one task's documents."""
