@@ -293,7 +293,7 @@ def steps_for(source, *, thresholds=KEYWORD_THRESHOLDS, keywords=None, last=()):
     """The steps for one source (book, paper, web, anything else); last: what follows, say [duplicates(), decontaminate(questions)]."""
     medical = functools.partial(keyword_filter, thresholds=thresholds, keywords=keywords)
     cleaning = {"book": [clean_book], "paper": [clean_paper], "web": [clean_web]}.get(source, [])
-    return (*cleaning, too_short, wrong_language, *([low_quality, medical] if source == "web" else []), *last)
+    return (*cleaning, too_short, wrong_language, *([low_quality] if cleaning else []), *([medical] if source == "web" else []), *last)
 
 def sift(records, steps, dropped):
     """Yield what the steps keep of the records; the others are added to `dropped`: {id, source, language, reason, sample of 80 characters}."""

@@ -4,6 +4,7 @@ import bisect
 import contextlib
 import functools
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -198,5 +199,4 @@ def main(arguments):
         sys.exit(f"refused: {error}")
 
 if __name__ == "__main__":
-    from lib import shards  # other processes find its tasks by this name
-    shards.main(sys.argv[1:])
+    importlib.import_module("lib.shards").main(sys.argv[1:])  # not __main__: other processes find the tasks by this name
