@@ -30,7 +30,8 @@ def show(frame, *, percent=(), best=(), lowest=(), decimals=1, caption=None):
     style = style.highlight_max(highest, props="font-weight: bold").highlight_min(least, props="font-weight: bold")
     style = style.format_index(lambda name: f"{name} (%)" if name in percent else name, axis=1, escape="html")
     key = frame.to_csv() + str((percent, best, lowest, decimals, caption))  # two tables of a page must not share a style
-    style = style.set_table_styles(STYLES).set_uuid(hashlib.sha256(key.encode()).hexdigest()[:10])
+    heads = [{"selector": f"th.col{place}", "props": "text-align: left"} for place, name in enumerate(frame) if name in texts]
+    style = style.set_table_styles([*STYLES, *heads]).set_uuid(hashlib.sha256(key.encode()).hexdigest()[:10])
     return style.set_caption(caption) if caption else style
 
 def _header(name):
