@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from lib import recipes
@@ -178,7 +179,7 @@ def test_steps_are_those_of_real_runs(notebook, name, steps, tolerance):
 def test_a_stage_is_what_the_loop_would_make_of_it():
     from lib.training import _stage
     full = get_profile("full")
-    packed = type("Packed", (), {"input_ids": __import__("numpy").zeros((1, 2048))})
+    packed = type("Packed", (), {"input_ids": np.zeros((1, 2048))})
     loop = dataclasses.asdict(_stage(full, "inject", full.injection_tokens, packed, 1.0, 0))
     stage = {name: stage for (_, name), stage in stages("02", PLAIN | {"PROFILE": "full"}).items()}["inject-papers_books-8B"]
     assert {field: stage[field] for field in ("steps", "rows_per_step", "micro_batch_size")} == {
