@@ -322,6 +322,9 @@ def parse_arguments(arguments):
     parser.add_argument("--profile", default="small", help="smoke, small (default) or full")
     parser.add_argument("-p", nargs="+", action="append", default=[], metavar=("NAME", "VALUE"), dest="given",
                         help="a parameter of the notebook; see --list")
+    parser.add_argument("--dry-run", action="store_true", help="run nothing; show what training would cost, and the papers' recipes")
+    parser.add_argument("--device", default="H200", help="of --dry-run: A100, H100 or H200 (default)")
+    parser.add_argument("--mfu", type=float, default=0.4, help="of --dry-run: share of the device's peak that is reached (default 0.4)")
     parser.add_argument("--list", action="store_true", help="show the notebooks and their parameters")
     parser.add_argument("--force", action="store_true", help="run also what has not changed (trained stages are kept)")
     parser.add_argument("--stop-on-error", action="store_true", help="run nothing after a failure")
@@ -337,6 +340,10 @@ def main(arguments=None):
         jobs = plan(options.notebooks, options.profile, options.given)
         if options.fill or options.list:
             print(*(fill_sources(jobs) if options.fill else map(describe, jobs)), sep="\n")
+            return 0
+        if options.dry_run:
+            from lib.recipes import dry_run
+            print(dry_run(jobs, options.device, options.mfu))
             return 0
     except ValueError as error:
         print(f"refused: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ import pytest
 
 from lib.results import REPOSITORY
 
-ORDER = ("results profiles statistics reported world sources filters corpora shards instructions models distributed training teacher "
+ORDER = ("results profiles recipes statistics reported world sources filters corpora shards instructions models distributed training teacher "
          "generation benchmarks evaluation ablations prompting text_metrics ratings tables figures batch").split()
 LIB_LINES, FILE_LINES, FUNCTION_LINES = 4500, 400, 40
 MODULES = {path.stem: path for path in sorted((REPOSITORY / "lib").glob("*.py")) if path.stem != "__init__"}
@@ -118,7 +118,7 @@ def test_the_pins_are_what_is_installed_and_locked():
 
 
 def test_shell_scripts_parse_and_nothing_hides_lib():
-    for script in ("run_all.sh", ".ci/run"):
+    for script in ("run_all.sh", ".ci/run", "lib/knowledge/slurm.sh"):
         subprocess.run(["bash", "-n", str(REPOSITORY / script)], check=True)
     ignored = (REPOSITORY / ".gitignore").read_text().split("\n")
     assert not {"lib", "lib/", "/lib", "/lib/"} & set(ignored)
