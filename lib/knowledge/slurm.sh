@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # A batch job of the notebooks: ./run_all.sh slurm 02 04 -p BASE_MODEL meta-llama/Meta-Llama-3-8B (what stands behind slurm goes to run_all.sh).
-# Training uses one GPU of one node today, so more of either would stand idle; notebooks that do not need each other can be jobs of their own.
+# All GPUs of the node share every training stage (torchrun, FSDP2). With more nodes the stages are started on each of them through srun;
+# that is built but has not run on a cluster yet. Notebooks that do not need each other can be jobs of their own.
 #SBATCH --job-name=notebooks
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
-#SBATCH --gpus-per-node=1              # change: some clusters want --gres=gpu:h200:1
+#SBATCH --gpus-per-node=8              # change: some clusters want --gres=gpu:h200:8
 #SBATCH --cpus-per-task=16
 #SBATCH --mem=256G                     # change: a checkpoint passes through it, 12 bytes a parameter
 #SBATCH --time=24:00:00                # change: to what the partition allows; ./run_all.sh --dry-run says how many hours are needed
@@ -28,5 +29,5 @@ again() { # the same job once more; it goes on from the last checkpoint, and wha
     scontrol requeue "$SLURM_JOB_ID"
 }
 trap again TERM
-srun ./run_all.sh --profile full "$@" &
+./run_all.sh --profile full "$@" & # on the first node; training starts its own processes on all
 wait "$!" # a trap runs at once only while the shell waits
