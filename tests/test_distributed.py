@@ -2,12 +2,12 @@
 
 import os
 import signal
-import subprocess
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -120,8 +120,8 @@ def test_a_killed_process_ends_the_stage_with_its_cause_and_it_resumes(tokenizer
         deadline = time.monotonic() + 120
         while not list(folder.glob("checkpoint-*")) and time.monotonic() < deadline:
             time.sleep(0.005)
-        found = subprocess.run(["pgrep", "-f", f"lib.training {folder}"], capture_output=True, text=True).stdout.split()
-        workers = [int(pid) for pid in found if b"torch.distributed.run" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        lines = {process.pid: " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])}
+        workers = [pid for pid, line in lines.items() if f"lib.training {folder}" in line and "torch.distributed.run" not in line]
         os.kill(max(workers), signal.SIGKILL)
         killed.append(max(workers))
 
