@@ -605,7 +605,8 @@ def test_books_and_papers_lose_their_dirt_and_keep_their_facts(some, language):
 def test_web_pages_are_filtered_as_the_real_crawl_is(some, language):
     """Medical pages stay without their boilerplate, everyday pages and near-copies go, each with its reason."""
     pages, statements = world.web_pages(some, language, documents=200, seed=13), Statements(some, language)
-    kept, dropped = filters.clean(pages, filters.steps_for("web", keywords=filters.world_keywords(), thresholds=filters.WORLD_THRESHOLDS))
+    steps = filters.steps_for("web", keywords=filters.world_keywords(), thresholds=filters.WORLD_THRESHOLDS, last=[filters.duplicates()])
+    kept, dropped = filters.clean(pages, steps)
     medical = {page["id"] for page in pages if page["meta"]["facts"]}
     boilerplate = wordings(language)["web"]["boilerplate"]
     assert 40 < len(medical) < 110
