@@ -1,12 +1,8 @@
 """Ablations as lists of runs, one line a row of the table; shared stages are trained once and taken from runs/."""
-
 import random
 from itertools import product
-
 import pandas as pd
-
 from lib import corpora, evaluation, instructions, models, sources, statistics, training, world
-
 TABLE = world.read_yaml("ablations.yaml")  # the rows of PMC-LLaMA's Table 1, and what stands in for what with real data
 
 def pmc_llama_rows(profile, data_dir=""):
@@ -27,7 +23,6 @@ def train_rows(profile, rows, *, data_dir="", base_model="", seed=0):
     prepared = corpora.prepare(raw, profile, tokenizer=models.load_tokenizer(base_model))
     data = tuning_data(profile, prepared.tokenizer, data_dir, {row["tuning"] for row in rows})
     return {row["row"]: _train_row(profile, row, prepared, data[row["tuning"]], base_model, seed) for row in rows}
-
 def _train_row(profile, row, prepared, packed, base_model, seed):
     folder = training.train_base(profile, row["size"], prepared, seed=seed, base_model=base_model)
     if row["injection"]:
@@ -103,7 +98,6 @@ def accuracy_table(rows, trained, exams, *, method="loglikelihood"):
             line |= {"low": spread.low, "high": spread.high}
         lines.append(line)
     return pd.DataFrame(lines)
-
 def _pooled(trained, name, exam):
     return [line for folders in trained.values() for line in evaluation.evaluate(folders[name], exam)]
 

@@ -1,5 +1,4 @@
 """Papermill done strictly: one notebook or all, refused early, complete or not kept, skipped when nothing changed."""
-
 import argparse
 import ast
 import concurrent.futures
@@ -18,7 +17,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
-
 from lib import results
 from lib.results import REPOSITORY, fill_answer, results_root, write_atomically
 
@@ -32,15 +30,12 @@ class Job:
     upstream: tuple  # names of the notebooks whose findings it reads
     declared: dict  # name -> (default, help), from its parameters cell
     parameters: dict  # name -> value
-
     @property
     def name(self):
         return self.path.stem
-
     @property
     def folder(self):
         return results_root() / results.profile_folder(self.parameters) / self.name
-
     @property
     def title(self):
         return self.cells[0]["source"].split("\n")[0].lstrip("# ")
@@ -114,7 +109,6 @@ def plan(wanted, profile, given):
     for job in chosen:
         job.parameters.update({name: parse_value(name, text, job.parameters[name]) for name, text in given if name in job.declared})
     return chosen
-
 def _nearest(name, names):
     near = difflib.get_close_matches(name, list(names), n=1)
     return f" (did you mean {near[0]}?)" if near else f"; there are {', '.join(sorted(names)) or 'none'}"
@@ -134,7 +128,6 @@ def input_hash(job):
         files = sorted(f"{path.relative_to(data)} {path.stat().st_size}" for path in data.rglob("*") if path.is_file())
         digest.update("\n".join(files).encode())
     return digest.hexdigest()
-
 def _upstream_findings(job, name):
     """An earlier notebook's findings.json: of the same data, else of the profile; None where it has not run."""
     places = (job.folder.parent / name, results_root() / job.parameters["PROFILE"] / name)
@@ -182,7 +175,6 @@ def execute(job, staging, *, time_limit=None):
         if not _watch(future, job.name, Path(scratch) / "progress", time_limit):
             raise TimeoutError(f"time limit of {time_limit:g} s reached")
         future.result()
-
 def _watch(future, name, progress, time_limit):
     """Wait for the thread; False where the time limit came first. An interrupt ends the kernel, too."""
     import psutil
@@ -241,7 +233,6 @@ def finish(job, staging, facts):
     provenance = json.loads((staging / "provenance.json").read_text(encoding="utf-8")) | facts | {"files": files}
     write_atomically(staging / "provenance.json", results.hide_paths(results.to_json(provenance)))
     return files
-
 def _keep_failed(job, staging):
     """Keep the executed copy of a failed run apart, unless it holds a secret; return where, in words."""
     path = results_root() / ".failed" / job.folder.parent.name / f"{job.name}.ipynb"
@@ -253,7 +244,6 @@ def _keep_failed(job, staging):
     except (OSError, ValueError) as error:
         return f"no copy of the failed run was kept ({type(error).__name__})"
     return f"see {results.hide_paths(str(path))}"
-
 def _cause(error):
     """A failure in one line: in which cell, what."""
     if type(error).__name__ == "DeadKernelError":
@@ -285,7 +275,6 @@ def run_jobs(jobs, *, force=False, stop_on_error=False, time_limit=None):
         if status in ("failed", "not run"):
             broken.append(job.name)
         yield job, status, minutes, detail
-
 def _begin(settle, job):
     """Settle a job in a process of its own (papermill changes the environment); return the pipe that the outcome comes from."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
@@ -322,9 +311,6 @@ def parse_arguments(arguments):
     parser.add_argument("--profile", default="small", help="smoke, small (default) or full")
     parser.add_argument("-p", nargs="+", action="append", default=[], metavar=("NAME", "VALUE"), dest="given",
                         help="a parameter of the notebook; see --list")
-    parser.add_argument("--dry-run", action="store_true", help="run nothing; show what training would cost, and the papers' recipes")
-    parser.add_argument("--device", default="H200", help="of --dry-run: A100, H100 or H200 (default)")
-    parser.add_argument("--mfu", type=float, default=0.4, help="of --dry-run: share of the device's peak that is reached (default 0.4)")
     parser.add_argument("--list", action="store_true", help="show the notebooks and their parameters")
     parser.add_argument("--force", action="store_true", help="run also what has not changed (trained stages are kept)")
     parser.add_argument("--stop-on-error", action="store_true", help="run nothing after a failure")
@@ -340,10 +326,6 @@ def main(arguments=None):
         jobs = plan(options.notebooks, options.profile, options.given)
         if options.fill or options.list:
             print(*(fill_sources(jobs) if options.fill else map(describe, jobs)), sep="\n")
-            return 0
-        if options.dry_run:
-            from lib.recipes import dry_run
-            print(dry_run(jobs, options.device, options.mfu))
             return 0
     except ValueError as error:
         print(f"refused: {error}", file=sys.stderr)

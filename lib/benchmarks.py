@@ -1,5 +1,4 @@
 """An exam is data, a prompt for each item, a named rule that reads the answer, and a chance level."""
-
 import hashlib
 import json
 import random
@@ -7,11 +6,9 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-
 from lib.instructions import RATIONALE_INSTRUCTION, RATIONALE_OPENING, ZERO_SHOT_INSTRUCTION, exam_record, render_prompt
 from lib.sources import LANGUAGES
 from lib.world import read_yaml, wordings
-
 ITEM_FIELDS = ("id", "question", "options", "answer_idx")
 LETTER = r"[(\[【「<]*[a-z][)\]】」>]*"
 SEPARATOR = r"\s*(?:,|、|;|&|\band\b|\bet\b|\by\b|\bи\b|和|と)\s*"
@@ -29,23 +26,19 @@ class Benchmark:
     extraction: str     # name of a rule in EXTRACTION_RULES
     cases: tuple = ()   # solved cases, as text; as many of them as fit stand before the prompt
     description: str = ""  # stands before everything
-
     def __post_init__(self):
         if not self.items:
             raise ValueError(f"exam {self.name!r} has no items")
         for number, item in enumerate(self.items):
             check_item(item, where=f"exam {self.name!r}, item {number}")
-
     @property
     def several(self):
         """Whether any item has more than one right option; then every item is asked as one that may have."""
         return any("," in item["answer_idx"] for item in self.items)
-
     @property
     def chance(self):
         """The expected accuracy of guessing: the mean of 1 / number of options, or of non-empty sets of them."""
         return sum(1 / (2 ** len(item["options"]) - 1 if self.several else len(item["options"])) for item in self.items) / len(self.items)
-
     @property
     def fingerprint(self):
         """A hash of items, prompts, scored texts and rule: rows of one fingerprint are comparable."""
@@ -84,7 +77,6 @@ def make_letter_exam(name, items, *, form="mmlu", cases=(), description="", extr
     solved = tuple(_printed(layout, case) + layout["answer"].format(letter=case["answer_idx"]) + "\n\n" for case in cases)
     return Benchmark(name, tuple(items), lambda item: _printed(layout, item), lambda item: (
         "", {letter: layout["answer"].format(letter=letter) for letter in item["options"]}), extraction, solved, description)
-
 def _printed(layout, item):
     options = layout["between"].join(layout["option"].format(letter=letter, text=text) for letter, text in item["options"].items())
     context = layout["context"].format(context=item["context"]) if item.get("context") else ""
@@ -98,7 +90,6 @@ def few_shot_cases(items, number, *, seed):
     if number > len(items):
         raise ValueError(f"{number} few-shot cases are wanted, the training split has {len(items)} items")
     return random.Random(f"few-shot {seed}").sample(list(items), number)
-
 def _options_after_stem(item):
     """The answer as training data words it: "The answer is", then the option's text with its full stop."""
     stem = wordings(item.get("language", "en"))["phrases"]["answer_is"]
@@ -135,7 +126,6 @@ def answer_text_v1(completion, item):
     said = {letter: text for letter, text in said.items() if found and re.match(r"\s*" + re.escape(text) + SENTENCE_END, rest)}
     longest = [letter for letter, text in said.items() if len(text) == max(map(len, said.values()))]
     return longest[0] if len(longest) == 1 else None
-
 def _plain(text):
     """One form of full-width letters, accents and capitals."""
     return unicodedata.normalize("NFKC", text).casefold()
@@ -168,7 +158,6 @@ def any_letter_v1(completion, item):
     """The first of the rules for letters that finds one: OPTION X IS CORRECT, the answer is X, X alone at the beginning."""
     rules = (option_letters_v1, answer_letter_v1, bare_letter_v1)
     return next((letter for rule in rules if (letter := rule(completion, item))), None)
-
 def _named(found, item):
     """The letters of a match such as "(a), (c)", in the item's order; None without a match, and when one of them is no option."""
     letters = {part.strip("()[]【】「」<> ") for part in re.split(SEPARATOR, found.group(1))} if found else set()

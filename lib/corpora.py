@@ -1,15 +1,11 @@
 """Tokenise documents, pack them into rows with document boundaries, and mix sources by weight."""
-
 import functools
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
-
 import numpy as np
-
 from lib import filters, sources, world
-
 IGNORE_INDEX = -100
 # Rows of each source per period. PMC-LLaMA section 3.1 gives 15:4:1; the others take one ingredient away at the same tokens.
 MIXTURES = {
@@ -30,13 +26,11 @@ class Packed:
     labels: np.ndarray        # (rows, sequence) int32; IGNORE_INDEX where nothing is learned
     position_ids: np.ndarray  # (rows, sequence) int32, counted from 0 within each piece
     pieces: np.ndarray        # (pieces, 3) int32: row, document, length in tokens
-
     @property
     def fingerprint(self):
         """A hash of what the model would see."""
         parts = (np.ascontiguousarray(a).tobytes() for a in (self.input_ids, self.labels, self.position_ids))
         return hashlib.sha256(b"|".join([str(self.input_ids.shape).encode(), *parts])).hexdigest()[:16]
-
     @property
     def tokens(self):
         """Number of tokens, padding not counted."""
@@ -215,7 +209,6 @@ def pack_examples(examples, sequence_length):
     return _packed([(row, number, [*prompt, *response], [IGNORE_INDEX] * len(prompt) + list(response))
                     for row, members in enumerate(_best_fit(lengths, sequence_length))
                     for number in members for prompt, response in [examples[number]]], sequence_length)
-
 def _best_fit(lengths, sequence_length):
     """Rows of example numbers: longest first, each into the fullest row that still holds it."""
     rows, room = [], defaultdict(list)  # room: free tokens -> row numbers
@@ -228,7 +221,6 @@ def _best_fit(lengths, sequence_length):
         rows[row].append(number)
         room[space - lengths[number]].append(row)
     return rows
-
 def _packed(pieces, sequence_length):
     """Rows of pieces (row, document, tokens, labels), each put behind the piece before it in its row."""
     shape = 1 + max(row for row, *_ in pieces), sequence_length
@@ -253,7 +245,6 @@ def mixture_pattern(weights):
         credit[source] -= total
         pattern.append(source)
     return tuple(pattern)
-
 @functools.lru_cache(maxsize=64)
 def _permutation(seed, source, epoch, rows):
     return np.random.default_rng([seed, source, epoch]).permutation(rows)

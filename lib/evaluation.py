@@ -1,18 +1,14 @@
 """A model on a benchmark: one row per item, kept beside the model, and the tables that follow from the rows."""
-
 import math
 import random
 from pathlib import Path
-
 import numpy as np
 import pandas as pd
-
 from lib import benchmarks, sources, statistics, teacher, training, world
 from lib.corpora import count_tokens
 from lib.generation import generate, option_loglikelihoods
 from lib.models import load_model
 from lib.results import append_row, read_rows
-
 METHODS = {"loglikelihood": "predicted_loglikelihood", "generation": "predicted_generation"}
 
 def evaluate(folder, benchmark, *, max_new_tokens=48, methods=tuple(METHODS), chunk=200):
@@ -61,11 +57,9 @@ def fitted_prompts(benchmark, items, tokenizer, room):
     cost, own = np.cumsum([0, *count_tokens(tokenizer, benchmark.cases)]), count_tokens(tokenizer, asked)
     kept = [max(0, int(np.searchsorted(cost, room - tokens, side="right")) - 1) for tokens in own]
     return [benchmark.description + "".join(benchmark.cases[:number]) + benchmark.prompt(item) for item, number in zip(items, kept)]
-
 def _row(benchmark, item, prompt):
     return {"id": item["id"], "exam": benchmark.name, "answer_idx": item["answer_idx"], "options": len(item["options"]),
             "fact": item.get("meta_info", {}).get("fact", item["id"]), "prompt": prompt}
-
 def _read_answer(benchmark, item, text):
     """The columns of a generated answer: the completion, what the exam's rule reads in it, and PMC-LLaMA's letter."""
     return {"completion": text, "predicted_generation": benchmarks.EXTRACTION_RULES[benchmark.extraction](text, item),
@@ -145,7 +139,6 @@ def language_items(profile, data_dir="", *, part="test", seed=0):
                 own(known, language, diseases, items=number // 2, seed=seed, **more)]
         found |= {f"{items[0]['exam']} {language}": items for items in made}
     return found
-
 def _public_items(profile, data_dir, part, seed):
     """A sample of each exam and language that is there, test split before validation split; items without options are left out."""
     found, most = {}, profile.test_items if part == "test" else profile.training_questions

@@ -3,11 +3,9 @@
 Scores are 0-1 in the data and shown in percent: an axis title without a unit, over values of at most 1, is a share. Any other quantity
 names its unit, as in "loss (nats per token)". Rows, panels and series keep the order of the frame. A label that names a model has the
 colour of its family in every figure. In a notebook, end the line with `;`: the open figure is shown once, below."""
-
 import re
 import textwrap
 from itertools import cycle
-
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,9 +13,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-
 from lib.world import read_yaml
-
 WIDTH = 7.0  # inches: the text width of a page
 PER_ROW = 3  # panels side by side
 INK, PALE = "#333333", "#8a8a8a"  # text; chance and zero lines
@@ -26,7 +22,6 @@ PALETTE = {name: colour for name, (colour, _) in STYLE["families"].items()}
 CYCLE = STYLE["cycle"]
 MARKERS = "osD^vP*X"
 DASHED = {"color": PALE, "linewidth": 0.8, "linestyle": (0, (4, 3))}  # the chance level
-
 matplotlib.rcParams.update(STYLE["settings"])
 
 def family(name) -> str | None:
@@ -48,28 +43,22 @@ def colours(names) -> dict:
         strength = 1 - min(0.35 * members[key], 0.6)
         chosen[name] = to_hex([1 - (1 - part) * strength for part in to_rgb(PALETTE[key])]).upper() if key else next(free)
     return chosen
-
 def _scaled(axis, values=()):
     """(axis title, factor): a title without a unit, over values between -1 and 1, is a share and shown in percent."""
     share = "(" not in axis and np.size(values) > 0 and not np.nanmax(np.abs(np.nan_to_num(values))) > 1
     return f"{axis} (%)" if share else axis, 100 if share or "%" in axis or "(points)" in axis else 1
-
 def _number(value):
     """Three digits, thousands parted."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
 def _wrap(text, width=36):
     return "\n".join(textwrap.wrap(str(text), width, break_long_words=False)) or " "
-
 def _beside(ax, at, words, **look):
     """Small text behind the right end of a row."""
     ax.text(1.01, at, words, transform=ax.get_yaxis_transform(), fontsize=7, va="center", **look)
-
 def _rows(ax, labels, **limits):
     """Name the rows of an axis, first row on top."""
     ax.set(yticks=range(len(labels)), yticklabels=[_wrap(name) for name in labels], **limits)
     ax.tick_params(axis="y", length=0)
-
 def _titled(fig, title, handles=()):
     """Title and legend in one block at the upper left."""
     if handles:
@@ -79,7 +68,6 @@ def _titled(fig, title, handles=()):
     elif title:
         fig.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return fig
-
 def _panel_rows(frame, label, group):
     """Panels in rows of at most PER_ROW that share their labels: [(labels, [(name, part), ...]), ...]."""
     rows = []
@@ -92,7 +80,6 @@ def _panel_rows(frame, label, group):
         else:
             rows.append((own, [(name, part)]))
     return rows
-
 def _panels(frame, *, label, group, row_height, axis_title, share="all"):
     """A figure of labelled rows, and (axes, part of the frame, row labels) of each of its panels."""
     rows, panels, heights = _panel_rows(frame, label, group), [], []
@@ -113,7 +100,6 @@ def _panels(frame, *, label, group, row_height, axis_title, share="all"):
             ax.set_axis_off()
     grid[-1][0].set_xlabel(axis_title) if width == 1 else fig.supxlabel(axis_title, fontsize=8.5)
     return fig, panels
-
 def _point(ax, at, estimate, **look):
     """A value with its interval as a line (none where low or high is missing)."""
     value, low, high = estimate
@@ -164,7 +150,6 @@ def forest(frame, *, label, difference, low, high, group=None, note=None, axis="
             _beside(ax, at, f"{cell[difference]:+.1f}{cell[note] if note else ''}".replace("-", "\u2212"))
     return _titled(fig, title, [Line2D([], [], color=CYCLE[0], marker="o", ms=4.5, markerfacecolor=fill, label=words)
                                 for fill, words in ((CYCLE[0], "95 % interval without zero"), ("white", "with zero"))])
-
 def _spread(places, gap):
     """Places moved apart by at least gap, as little as it takes, in their order."""
     order, moved = np.argsort(places, kind="stable"), np.array(places, float)

@@ -1,8 +1,6 @@
 """Keep a document, perhaps cleaned, or drop it with a reason that can be counted."""
-
 # A step takes a record {text, source, language, id, meta} and returns it (a changed copy where it mends something) or
 # the reason, a string, for dropping it. meta["removed"] counts what was taken out: {kind: lines or marks}.
-
 import csv
 import functools
 import hashlib
@@ -10,13 +8,10 @@ import os
 import re
 import zlib
 from collections import Counter
-
 import numpy as np
 import rensa
 from ahocorasick_rs import AhoCorasick, Implementation
-
 from lib.world import bare, read_table, read_yaml
-
 ABOUT = ("id", "source", "language")  # what is kept of a dropped record, with the reason and a sample
 UNSPACED = ("zh", "ja")  # written without spaces: counted in characters, matched without word splitting
 MINIMUM_CHARACTERS = {"zh": 40, "ja": 40}  # 100 elsewhere: one of these characters says as much as 2.5 letters
@@ -25,7 +20,6 @@ KEYWORD_THRESHOLDS = {"en": (5, .04), "zh": (5, .05), "ja": (5, .05), "ru": (4, 
 # A page of the controlled world has some 300 characters (a real one thousands) and names one disease, at most one drug
 # and one test, so five keywords are out of reach; one keyword at half the published share already separates.
 WORLD_THRESHOLDS = {language: (1, share / 2) for language, (_, share) in KEYWORD_THRESHOLDS.items()}
-
 CHARACTER_WORD = re.compile("[㐀-鿿ぁ-ヿ々]")  # Chinese and Japanese
 MARKS_OF_TEXT = "’‘“”–—…«»„·、。，：；？！「」『』（）【】《》\u00a0\u3000"
 SPACED = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in range(256))  # ASCII marks -> spaces
@@ -73,13 +67,11 @@ def boilerplate_kind(line):
     ['cookie notice', 'menu', None]"""
     small = line.lower()
     return next((kind for kind, form in BOILERPLATE.items() if form.search(small)), None) if len(line) <= MAXIMUM_BOILERPLATE else None
-
 def _cleaned(record, lines, removed):
     """A copy of the record with these lines; `removed` is added to what earlier steps counted."""
     text, meta = "\n".join(lines).strip(), record.get("meta", {})
     counts = dict(sorted((Counter(meta.get("removed", {})) + removed).items()))  # + leaves out the zeros
     return record | {"text": text, "meta": meta | {"removed": counts}} if text else "nothing left"
-
 def _without_dirt(text, language, removed):
     """The lines of a text but for those that are dirt as a whole; a reference list ends where its entries end."""
     kept, in_references = [], False
@@ -90,7 +82,6 @@ def _without_dirt(text, language, removed):
         mended = "" if kinds else _mended(line, language, removed).strip()
         kept += [mended] if re.search(r"\w", mended) or not (line or kinds) else []
     return kept
-
 def _mended(line, language, removed):
     """The line without marks and without short sentences around a figure's number, which say nothing without it."""
     for kind, mark in MARKS.items():
@@ -102,7 +93,6 @@ def _mended(line, language, removed):
     kept = [said for said in sentences if len(said) > limit or not FIGURE_REFERENCE.search(said)]
     removed["figure reference"] += len(sentences) - len(kept)
     return ("" if language in UNSPACED else " ").join(kept)
-
 def _without_running_heads(lines, removed):
     """Drop page numbers, and short lines that come back three times or more but for their digits: heads of pages."""
     forms = [re.sub(r"\d+", "#", line) for line in lines]
@@ -119,7 +109,6 @@ def too_short(record, *, minimum=None):
 def without_pmc_id(record):
     """PMC-LLaMA's rule for the papers of S2ORC: keep those that have a PMC id."""
     return record if record["meta"].get("pmc_id") else "no PMC id"
-
 @functools.cache
 def _language_identifier():
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -172,7 +161,6 @@ def read_keywords(path):
                 raise ValueError(f"{path}, line {rows.line_num}, column keyword: {word!r}; it must not be empty")
             keywords.setdefault(language, {})[word.strip().lower()] = None
     return {language: tuple(words) for language, words in keywords.items()}
-
 @functools.cache
 def _automaton(language, keywords):
     """(what finds all keywords in one pass, {what it looks for: keyword}, the keywords that can overlap themselves)."""
@@ -205,7 +193,6 @@ def keyword_filter(record, *, keywords=None, thresholds=KEYWORD_THRESHOLDS):
         raise ValueError(f"{record['id']}: no keywords for the language {language!r}; there are {', '.join(known)}")
     unique, share = keyword_hits(record["text"], language, default_keywords(language) if keywords is None else keywords[language])
     return record if unique >= thresholds[language][0] and share >= thresholds[language][1] else "not medical"
-
 def _words(text):
     """The words of a text as bytes, whatever their case and punctuation; a Chinese or Japanese character is one."""
     text = CHARACTER_WORD.sub(r" \g<0> ", text.casefold())
@@ -216,7 +203,6 @@ def _words(text):
 def shingles(text):
     """Hashes of the 5-grams of a text's words: (n,) uint64; of fewer words one."""
     return _shingles(_words(text))
-
 def _shingles(words):
     hashes = np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
     grams = sum((hashes[i:max(1, len(hashes) - 4) + i] * factor for i, factor in enumerate(FACTORS[:max(1, len(hashes))])), np.uint64(0))
@@ -232,7 +218,6 @@ def duplicates(*, threshold=0.8):
     """A step that drops a text seen before (but for case, spaces, punctuation), or one whose shingles have Jaccard similarity >= threshold
     with those of a text kept before: signatures find candidates, which are compared exactly. Make a new step per run."""
     seen, buckets, kept = set(), {}, []
-
     def step(record):
         words = _words(record["text"])
         text = hashlib.sha256(b"".join(words)).digest()
@@ -263,7 +248,6 @@ def overlap_finder(questions, *, window=512):
         for at in range(0, len(question) - size + 1, needed - size + 1):
             anchors.setdefault(question[at:at + size], []).append((number, at))
     automaton, places = AhoCorasick(anchors), list(anchors.values())
-
     def find(text):
         text, found = plain(text), set()
         for anchor, start, _ in automaton.find_matches_as_indexes(text, overlapping=True):
@@ -280,7 +264,6 @@ def plain(text):
     >>> plain("What  IS it?")
     'what is it?'"""
     return " ".join(text.casefold().split())
-
 def _agreement(a, b):
     return len(os.path.commonprefix((a, b)))
 

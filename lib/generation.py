@@ -1,19 +1,15 @@
 """Batched answers and log-likelihoods of a causal language model on this machine."""
-
 import copy
 import itertools
 import os
 import re
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer
-
 from lib.corpora import IGNORE_INDEX, encode
 from lib.models import decoder_arguments
-
 LOGITS_CHUNK = 1024  # positions whose float32 logits exist at one time
 CPU_TOKENS = 1024    # tokens read in one batch on a processor: more fall out of its cache (measured, 1.3x to 1.5x)
 SHARED_TOKENS = 32   # a common beginning shorter than this is not worth a cache
@@ -42,7 +38,6 @@ def option_loglikelihoods(model, tokenizer, requests, *, tokens_per_batch=None, 
         sums.update(zip(batch, scored, strict=True))
     flat = itertools.chain.from_iterable(sums[i] for i in range(len(rows)))
     return [np.array([(next(flat), len(option)) for option in own], dtype=float) for own in options]
-
 def _encode_requests(model, tokenizer, requests, prefix):
     """Token ids of every context, prefix in front, and of every request's options; ValueError names a bad request."""
     contexts = _with_bos(tokenizer, [prefix + context for context, _ in requests])
@@ -54,7 +49,6 @@ def _encode_requests(model, tokenizer, requests, prefix):
             raise ValueError(what + (f": option {own.index([])} is empty" if own else " has no options") + "; mend it")
         _check_length(model, what, len(context), max(map(len, own)) - 1)  # the last token is predicted, not read
     return contexts, options
-
 def _layout(context, options):
     """Ids of a row (context, each option but its last token), their segments, and the places that predict the options.
     >>> _layout([1, 5, 6], [[7, 8], [9], [7, 4]])
@@ -65,7 +59,6 @@ def _layout(context, options):
         segments += [number] * (len(option) - 1)
         ids += option[:-1]
     return ids, segments, sources
-
 def _score_rows(model, rows, cache, shared):
     """Summed log-probabilities of each row's options, from one pass over right-padded (context, options) rows."""
     layouts, device = [_layout(context, options) for context, options in rows], model.device
@@ -86,7 +79,6 @@ def _score_rows(model, rows, cache, shared):
     places, targets = torch.tensor(places, device=device), torch.tensor(targets, device=device)
     values = iter(_log_probabilities(model, hidden.flatten(0, 1)[places], targets).tolist())
     return [[sum(next(values) for _ in option) for option in options] for _, options in rows]
-
 def _log_probabilities(model, hidden, targets):
     """Log-probability in float32 of targets (n,) after hidden states (n, hidden); the logits exist in chunks only."""
     head = model.get_output_embeddings()
@@ -125,7 +117,6 @@ def generate(model, tokenizer, prompts, *, max_new_tokens, tokens_per_batch=8192
     stops = re.compile("|".join(map(re.escape, [stop] if isinstance(stop, str) else stop))) if stop else None
     ends, texts = model.generation_config.eos_token_id, [None] * len(prompts)
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-
     def finished(tokens):
         look = stops and len(tokens) % STOP_EVERY == 0
         return (tokens[-1] in ends or len(tokens) >= max_new_tokens
@@ -140,7 +131,6 @@ def generate(model, tokenizer, prompts, *, max_new_tokens, tokens_per_batch=8192
         for place, i in enumerate(batch):
             texts[i] = found[place] if samples == 1 else found[place * samples:(place + 1) * samples]
     return texts
-
 def _continue(model, prompts, uniform, *, temperature, finished):
     """New token ids of each row (samples of the first prompt, of the second, ...); a finished row leaves the batch."""
     samples = len(uniform) // len(prompts)
@@ -168,7 +158,6 @@ def _continue(model, prompts, uniform, *, temperature, finished):
 class GrowingLayer(DynamicLayer):
     """Keys and values with spare room: a new token is written, where DynamicLayer copies all the old ones with it."""
     room = None
-
     def update(self, key_states, value_states, *args, **kwargs):
         start, end = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
         if not start:
@@ -179,7 +168,6 @@ class GrowingLayer(DynamicLayer):
             room[:, :, start:end] = new
         self.keys, self.values = (room[:, :, :end] for room in self.room)
         return self.keys, self.values
-
 def _choose(logits, temperature, uniform):
     """The next token of each row (rows, vocabulary): the best, or drawn with one uniform number a row."""
     if temperature <= 0:
@@ -187,20 +175,16 @@ def _choose(logits, temperature, uniform):
     cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(-1)  # a float32 sum over 128k tokens is rough
     level = torch.from_numpy(uniform).to(logits.device)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, level, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-
 def _read(model, ids, mask=None, cache=None):
     """A pass that fills the cache, with logits (batch, 1, vocabulary) after the last token; padding is on the left."""
     positions = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
     return model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
-
 def _pad(rows, side, device, fill=0):
     return pad_sequence([torch.tensor(row) for row in rows], True, fill, side).to(device)
-
 def _with_bos(tokenizer, texts):
     """Token ids of each text with one beginning-of-sequence token in front, where the tokenizer has one."""
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     return [ids if bos and ids[:1] == bos else bos + ids for ids in encode(tokenizer, texts)]
-
 def _batches(lengths, tokens_per_batch):
     """Numbers of the rows of each batch, longest first; rows x longest is at most tokens_per_batch, or it is one row.
     >>> list(_batches([3, 9, 4, 5, 20], 10))
@@ -210,7 +194,6 @@ def _batches(lengths, tokens_per_batch):
         batch = order[done:done + max(1, tokens_per_batch // lengths[order[done]])]
         yield batch
         done += len(batch)
-
 def _check_length(model, what, length, more):
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not length:

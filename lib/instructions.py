@@ -1,10 +1,7 @@
 """Prompts and answers: templates, MedC-I style instruction data from the controlled world, response-only labels."""
-
 import random
-
 from lib.corpora import encode, pack_examples
 from lib.world import ATTRIBUTES, _join, fill, read_yaml, sentence, term, wordings
-
 TEMPLATES = read_yaml("prompts.yaml")["templates"]
 ZERO_SHOT_INSTRUCTION = "Make a choice based on the question and options."  # PMC-LLaMA, section 4.2
 RATIONALE_INSTRUCTION = "Give the reason, then make a choice based on the question and options."

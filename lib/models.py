@@ -12,8 +12,6 @@ from transformers.utils import logging
 
 logging.disable_progress_bar()  # notebooks keep one line a stage, not a bar a file
 
-# Half precision is worth it only where the processor multiplies bfloat16 natively.
-CPU_HAS_BF16 = "avx512_bf16" in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "")
 # Attention projections that MMedLM adapted per architecture (README of MMedLM; PAPERS A1.3 L8), else all linear layers.
 LORA_TARGETS = {"llama": ["q_proj", "v_proj"], "mistral": ["q_proj", "v_proj"], "qwen2": ["q_proj", "v_proj"], "qwen3": ["q_proj", "v_proj"],
                 "internlm": ["q_proj", "v_proj"], "internlm2": ["wqkv"], "bloom": ["query_key_value"]}
@@ -61,14 +59,6 @@ def load_tokenizer(source):
 def best_device():
     """cuda where there is a GPU, else cpu."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-def resolve_precision(precision):
-    """float32 or bfloat16 for "auto", whichever this machine trains faster in; ValueError for anything else."""
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"precision {precision!r}: choose auto, float32 or bfloat16")
-    if precision == "auto":
-        return "bfloat16" if torch.cuda.is_available() or CPU_HAS_BF16 else "float32"
-    return precision
 
 def add_lora(model, *, rank=16, alpha=32, dropout=0.05, targets=None, seed=0):
     """The model with LoRA adapters (Hu et al. 2021); defaults of MMedLM's parameter-efficient fine-tuning."""
@@ -123,15 +113,3 @@ def model_fingerprint(source, *, revision=None):
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()[:16]
-
-def matmul_peak(precision):
-    """FLOP/s that MFU is measured against: 989e12 on an H100 or H200 (dense bf16), elsewhere this machine's measured rate."""
-    if torch.cuda.is_available() and "H" in torch.cuda.get_device_name(0).split()[-1][:2]:
-        return 989e12
-    return matmul_rate(dtype=getattr(torch, precision))
-
-def model_flops_per_token(model, sequence_length):
-    """FLOPs of one token of training this model, frozen weights counted as such."""
-    config = model.config.get_text_config()
-    return training_flops_per_token(count_parameters(model), layers=config.num_hidden_layers, hidden_size=config.hidden_size,
-                                    sequence_length=sequence_length, frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad))

@@ -1,11 +1,7 @@
 """The three profiles: how large the models, corpora and exams are on a test run, a laptop and a GPU node."""
-
 from dataclasses import dataclass, make_dataclass
-
 import yaml
-
 from lib.results import KNOWLEDGE
-
 SETTINGS = yaml.safe_load((KNOWLEDGE / "profiles.yaml").read_text(encoding="utf-8"))
 
 @dataclass(frozen=True)
@@ -18,7 +14,6 @@ class Architecture:
     vocabulary_size: int = 4096
     context: int = 4096  # positions
     learning_rate_scale: float = 1.0  # of the profile's learning rates for base and injection
-
     @property
     def parameters(self):
         """Number of weights, with input and output embedding tied.
@@ -30,23 +25,19 @@ class Architecture:
 class Profile(make_dataclass("Settings", SETTINGS["profiles"], frozen=True)):
     """Everything that differs between a test, a laptop and a GPU node: a field for each line of lib/knowledge/profiles.yaml, which explains it.
     `models` maps the name of a size to its Architecture, or to the name of a Hugging Face causal LM. Papers' recipes are in `lib.training`."""
-
     @property
     def sizes(self):
         """The names of the models, the smallest first."""
         return tuple(self.models)
-
     @property
     def vocabulary_size(self):
         """Entries of the tokenizer that is trained for the profile's own models."""
         return min((model.vocabulary_size for model in self.models.values() if not isinstance(model, str)), default=4096)
 
 ARCHITECTURES = {name: Architecture(**shape) for name, shape in SETTINGS["architectures"].items()}
-
 def _profile(models, languages, **settings):
     models = {size: ARCHITECTURES.get(model, model) for size, model in models.items()}
     return Profile(models=models, languages=tuple(languages), **settings)
-
 def _columns(table):
     return [{name: value for name, value in zip(table, column) if value is not None} for column in zip(*table.values(), strict=True)]
 

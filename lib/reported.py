@@ -1,14 +1,10 @@
 """The published values of the four papers: read and query them, audit them by rules, and weigh the claimed gains."""
-
 from itertools import combinations
 from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from scipy import stats
-
 from lib import statistics
-
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "reported"
 KEY = ["paper", "table", "setting", "row", "column", "metric"]
 AVERAGES = ("Average", "Avg.")
@@ -67,7 +63,6 @@ def averages(frame):
         for index, printed, cells, _ in wrong:
             mean, only = cells.mean(), f", it is the mean of {', '.join(kept)} only" if kept else ""
             yield [index], mean, f"{printed - mean:+.3f} off the mean of its {len(cells)} cells, {mean:.3f}{only}"
-
 def _kept(wrong) -> list[str]:
     """The columns whose mean explains every wrong average of a table, if there are at least three to explain."""
     columns = list(wrong[0][2].index) if len(wrong) > 2 else []
@@ -220,7 +215,6 @@ def audit(paper: str = "") -> pd.DataFrame:
     found = [(rule.__name__, *frame.loc[cells[0], [*KEY, "value"]], expected, words, [int(cell) for cell in cells])
              for rule in RULES for cells, expected, words in rule(frame if rule in (swaps, copies) else own) if cells[0] in own.index]
     return pd.DataFrame(found, columns=["rule", *KEY, "printed", "expected", "finding", "cells"]).merge(why, how="left")
-
 def _gain(a, b, n_a, n_b, design) -> dict:
     """Two printed scores (0-1) as a difference: interval, verdict, and the items that 80 % power would take."""
     k_a, k_b, needed = round(a * n_a), round(b * n_b), statistics.items_needed(a, b)

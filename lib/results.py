@@ -1,5 +1,4 @@
 """Where results live and how they are written: tables, figures, findings, provenance, resume-safe rows."""
-
 import contextlib
 import csv
 import fcntl
@@ -17,9 +16,7 @@ import time
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-
 # Nothing heavy is imported here: lib.batch must be able to skip a finished run within seconds.
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 BACKENDS = ("controlled-world", "public-data", "published-values")
 PACKAGES = "torch transformers peft datasets tokenizers safetensors numpy pandas scipy matplotlib papermill".split()
@@ -248,7 +245,6 @@ def write_index():
     found = {profile: sorted(results_root().glob(f"{profile}/*/findings.json")) for profile in SHOWN_PROFILES}
     entries = {profile: [_index_entry(findings.parent) for findings in paths] for profile, paths in found.items()}
     write_atomically(results_root() / "README.md", fill_template("index.md", profiles=entries))
-
 def _index_entry(folder):
     provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     cells = json.loads((folder / f"{folder.name}.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -259,12 +255,10 @@ def _index_entry(folder):
     rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in csv.reader(io.StringIO(main))]
     return provenance | {"notebook": folder.name, "title": first.split("\n")[0].lstrip("# "), "answer": answer and answer.group(1),
                          "tables": tables, "rows": rows}
-
 def _path(run, part, name):
     if Path(name).name != name:
         raise ValueError(f"{name!r} must be a plain file name, without folders")
     return run.folder / part / name
-
 def _format(value, pattern, factor):
     """The value written like `pattern`: same decimals, a sign if it had one, thousands separated if they were."""
     number = NUMBER.search(pattern)
@@ -276,7 +270,6 @@ def _format(value, pattern, factor):
     rounded = round(value * factor, decimals) + 0.0  # + 0.0: no "-0.0"
     written = f"{rounded:{'+' if sign else ''}{',' if ',' in whole or abs(rounded) >= 10_000 else ''}.{decimals}f}"
     return pattern[:number.start()] + written + pattern[number.end():]
-
 def _finding(name, value):
     value = value.item() if hasattr(value, "item") else value
     if value is not None and not isinstance(value, (bool, int, float, str)):
@@ -284,12 +277,10 @@ def _finding(name, value):
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
-
 def _git(*arguments):
     """The output of git in the repository, None where there is no git or no commit."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
-
 def _device():
     torch = sys.modules.get("torch")  # a notebook that did not load torch ran on the processor
     if torch is not None and torch.cuda.is_available():

@@ -1,5 +1,4 @@
 """Build a corpus too large for memory: native files to packed shards on one machine or a cluster, and the shards as training reads them."""
-
 import bisect
 import contextlib
 import functools
@@ -13,10 +12,8 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
-
 import numpy as np
 import yaml
-
 from lib import corpora, filters, sources
 from lib.results import to_json, write_atomically
 from lib.world import read_yaml
@@ -27,10 +24,8 @@ class Rows:
         self.name, self.shards, self.ends = name, shards, list(itertools.accumulate(len(tokens) for tokens, _ in shards))
         self.shape = self.ends[-1], shards[0][0].shape[1]
         self.size = self.shape[0] * self.shape[1]
-
     def __len__(self):
         return self.shape[0]
-
     def __getitem__(self, row):
         shard = bisect.bisect_right(self.ends, row)
         tokens, starts = (array[row - self.ends[shard]] for array in self.shards[shard])  # counted from the end of the shard
@@ -89,7 +84,6 @@ def load_shards(folder):
     return found
 
 # --- the stages, on an engine (datatrove): native files -> cleaned documents -> no near-duplicates -> packed shards --------------
-
 def _clean_task(_, rank, tasks, *, settings, output):
     """The documents of every tasks-th native file that the filters keep; also written to cleaned/, what was dropped and why to dropped/."""
     from datatrove.data import Document
@@ -107,7 +101,6 @@ def _clean_task(_, rank, tasks, *, settings, output):
                 yield Document(record["text"], record["id"])
         for problem in problems:
             dropped.append({"id": "", "source": "", "language": "", "reason": "unreadable", "sample": problem})
-
 @contextlib.contextmanager
 def _whole_file(path):
     """A text file to write that takes its name when it is complete."""
@@ -115,14 +108,12 @@ def _whole_file(path):
     with open(f"{path}.tmp", "w", encoding="utf-8") as stream:
         yield stream
     os.replace(f"{path}.tmp", path)
-
 def _cleaned_documents(_, rank, __, *, output):
     """The kept records again, in their order, as the engine's duplicate filter takes them."""
     from datatrove.data import Document
     with open(output / "cleaned" / f"{rank:05d}.jsonl", "rb") as stream:
         for record in map(json.loads, stream):
             yield Document(record["text"], record["id"], metadata={"source": record["source"], "language": record["language"]})
-
 def _pack_task(documents, rank, _, *, settings, output):
     """One shard for each source of this task's documents, with what the manifest says of it."""
     from transformers import AutoTokenizer
@@ -140,7 +131,6 @@ def _pack_task(documents, rank, _, *, settings, output):
         said = write_shard(output / name, encoded(), settings["sequence_length"], **ends)
         shards.append({"source": source, "name": name} | said | {"languages": dict(languages)})
     write_atomically(output / "shards" / f"{rank:05d}.json", to_json(shards))
-
 def _manifest_task(_, __, ___, *, settings, output):
     """manifest.json: the settings, every shard, the reasons for which documents were dropped."""
     shards = [shard for path in sorted((output / "shards").glob("*.json")) for shard in json.loads(path.read_text(encoding="utf-8"))]
@@ -180,7 +170,6 @@ def build(data_dir, output, *, engine="local", options=None, tasks=1, **settings
     for name, (count, steps) in stages.items():
         last = kind(steps, tasks=count, logging_dir=str(output / "logs" / name), depends=last, **(options or {}))
     return last.run()
-
 def _listed_signature(grams):
     return filters.signature(grams).tolist()
 

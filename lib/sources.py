@@ -1,5 +1,4 @@
 """Public data sets as lib/knowledge/sources.yaml declares them: native forms (a file -> records with their places) and how they become ours."""
-
 import csv
 import functools
 import gzip
@@ -14,13 +13,10 @@ import zlib
 from collections import namedtuple
 from pathlib import Path
 from xml.etree import ElementTree
-
 import pandas as pd
 import pypdf
-
 from lib.results import fill_template, results_root, write_atomically
 from lib.world import KNOWLEDGE, read_yaml
-
 TEXTS = ("web", "paper", "dialogue", "book", "general")  # kinds of training text
 KINDS = (*TEXTS, "exam", "question", "instruction", "annotation", "task")
 LANGUAGES = {"English": "en", "Chinese": "zh", "Japanese": "ja", "French": "fr", "Russian": "ru", "Spanish": "es"}
@@ -29,9 +25,7 @@ BAD = (ValueError, TypeError, AttributeError, LookupError, OSError, EOFError, zl
        pypdf.errors.PyPdfError, pypdf.errors.DependencyError)
 LONGEST = 50_000_000  # bytes of one record: a longer line is a file that has lost its line ends
 csv.field_size_limit(2**31 - 1)  # whole articles stand in one cell of HealthFact
-
 Source = namedtuple("Source", "name kind folder files licence citation languages splits usual entry")  # entry: all that sources.yaml says of a set
-
 def _named(error, place):  # an error as a person needs it: what was wrong, where, and what to do
     if isinstance(error, UnicodeDecodeError):
         return ValueError(f"{place}: not UTF-8 at byte {error.start}; convert the file")
@@ -40,7 +34,6 @@ def _named(error, place):  # an error as a person needs it: what was wrong, wher
     if isinstance(error, ElementTree.ParseError):
         return ValueError(f"{place}, line {error.position[0]}: broken XML ({error}); fetch the file again")
     return error if str(error)[:12] == place[:12] else ValueError(f"{place}: {error!r}: not in the published form; mend or drop it")
-
 def _json_lines(path):  # one at a time, since some of these files do not fit in memory
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
         for number, line in enumerate(iter(functools.partial(stream.readline, LONGEST), b""), start=1):
@@ -49,12 +42,10 @@ def _json_lines(path):  # one at a time, since some of these files do not fit in
             if line.strip():
                 whole = functools.partial(json.loads, line.removeprefix(b"\xef\xbb\xbf"))
                 yield f"{path}, line {number}", whole if len(line) < LONGEST else ValueError(f"{path}, line {number}: longer than {LONGEST:,} bytes")
-
 @functools.lru_cache(maxsize=1)
 def _s2orc_metadata(folder, pattern):  # the lines of papers with a text; the release of 2020 keeps titles and ids apart from it
     lines = [read for path in sorted(folder.rglob(pattern)) for _, read in _json_lines(path) if b'"has_pdf_parse": true' in read.args[0]]
     return {re.search(rb'"paper_id": "(\w*)|$', line.args[0])[1]: line for line in lines}
-
 def _json_file(path, whole=False, exams=False):  # records of a list, counted, or of a dict, named by _key; or the file as one; or HEAD-QA's
     content = json.loads(path.read_text("utf-8-sig"))
     if not isinstance(content, dict | list) or not content:
@@ -62,7 +53,6 @@ def _json_file(path, whole=False, exams=False):  # records of a list, counted, o
     content = [exam | record for exam in content["exams"].values() for record in exam["data"]] if exams else [content] if whole else content
     pairs = content.items() if isinstance(content, dict) else enumerate(content, start=1)
     return [(f"{path}, record {key}", {"_key": str(key)} | (record if isinstance(record, dict) else {"_value": record})) for key, record in pairs]
-
 def _csv_rows(path, columns=None, left_out=()):  # , ; or tab between the cells, as the header shows; `columns` where there is none
     with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = csv.DictReader(stream, columns, delimiter="," if columns else max(",;\t", key=stream.readline().count))
@@ -70,25 +60,20 @@ def _csv_rows(path, columns=None, left_out=()):  # , ; or tab between the cells,
         for row in rows:
             told = {"_cells": [f"{name}: {cell}" for name, cell in row.items() if name not in left_out], "_choices": list(row.values())[1:5]}
             yield f"{path}, line {rows.line_num}", row | told | {"_subject": path.stem.rsplit("_", 1)[0]}
-
 def _xlsx_rows(path):  # the first sheet by its header
     rows = pd.read_excel(path, dtype=str, na_filter=False).to_dict("records")
     return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=2) if any(row.values())]
-
 def _pdf_pages(path):  # page after page, so that running heads come back; a scanned book has no text
     yield str(path), {"text": "\n".join(page.extract_text() for page in pypdf.PdfReader(path).pages)}
-
 def _medquad_pairs(path):  # the parts of a topic (0000001_1, 0000001_2) repeat each other: one document
     for number, pair in enumerate(ElementTree.parse(path).iter("QAPair"), start=1):
         place, fields = f"{path}, QAPair {number}", {child.tag: child.text for child in pair} | {"pair": number, "topic": path.stem.split("_")[0]}
         yield place, fields | {"Question": re.sub(r" *\?[ ?]*$", "?", _need(fields, "Question", place))}
-
 def _liveqa_questions(path):  # answers stand below ReferenceAnswer, three below RefAnswer, in the training files below others
     for number, node in enumerate(ElementTree.parse(path).iter("NLM-QUESTION"), start=1):
         said = {tag: tidy(node.findtext(f".//{tag}") or "") or None for tag in ("SUBJECT", "MESSAGE", "NIST-PARAPHRASE")}
         said |= {"qid": node.get("qid") or f"Q{number}", "ANSWER": ["".join(answer.itertext()) for answer in node.iter("ANSWER")]}
         yield f"{path}, NLM-QUESTION {number}", said
-
 def _jats_article(path, left_out):  # title, abstract and body, a heading or paragraph a line; 10<sup>6</sup> becomes 10^6
     tree, names = ElementTree.parse(path), (".//article-meta//article-title", ".//article-meta/abstract", "body")
     for part in list(tree.iter()):
@@ -101,7 +86,6 @@ def _jats_article(path, left_out):  # title, abstract and body, a heading or par
     groups = [group for group in tree.iter("subj-group") if "Discipline" in group.get("subj-group-type", "")]
     yield str(path), {key.get("pub-id-type"): key.text for key in tree.iterfind(".//article-meta/article-id")} | {
         "text": text, "subjects": [each.text for group in groups for each in group.iterfind("subject")]}
-
 def _pubmedqa_entries(path, test_first=False):  # the entries of ori_*.json; the test is named, in its order, by test_ground_truth.json
     truth, entries = path.with_name("test_ground_truth.json"), {record["_key"]: (place, record) for place, record in _json_file(path)}
     labels = {record["_key"]: (place, record.get("_value")) for place, record in _json_file(truth)} if truth.exists() else {}
@@ -110,16 +94,13 @@ def _pubmedqa_entries(path, test_first=False):  # the entries of ori_*.json; the
             raise ValueError(f"{labels[pmid][0]}: not in {path.name}; both must be of one release")
         told = {"part": "test", "_right_place": labels[pmid][0], "label": labels[pmid][1]} if pmid in labels else {"part": "train"}
         yield entries[pmid][0], entries[pmid][1] | told
-
 def _whole_text(path):  # for HoC with its labels: < A--detail AND B < .. with a sentence between two <, often without a space
     beside = path.parent.parent / "labels" / path.name
     named = {name.strip() for name in re.split(r"<|AND", beside.read_text("utf-8-sig"))} - {"", "NULL"} if beside.exists() else ()
     yield str(path), {"text": path.read_text("utf-8-sig"), "details": sorted(named), "labels": sorted({name.split("--")[0] for name in named})}
-
 def _icd10cm_lines(path):  # order number, code, 1 if it can be billed, short and long description, at fixed columns
     for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
         yield f"{path}, line {number}", {"code": line[6:14], "category": line[6:9], "billable": line[14:15] == "1", "description": line[77:]}
-
 def _pubtator_documents(path):  # title, abstract and mentions with character spans, without the relations of BC5CDR
     for block in re.split(r"\n\s*\n", path.read_text("utf-8-sig").strip("\n")):
         title, abstract, *lines = block.split("\n")
@@ -127,7 +108,6 @@ def _pubtator_documents(path):  # title, abstract and mentions with character sp
                     for _, start, end, mention, kind, *concept in (line.split("\t") for line in lines if line.count("\t") > 3)]
         pmid, text = title.split("|")[0], " ".join(line.split("|", 2)[2] for line in (title, abstract))
         yield f"{path}, document {pmid}", {"pmid": pmid, "text": text, "entities": entities}
-
 def _blocks(path, start=""):  # lines of cells up to an empty line or, with `start`, from one line that begins with it to the next
     block, first = [], 1
     for number, line in enumerate([*path.read_text("utf-8-sig").split("\n"), start], start=1):
@@ -136,7 +116,6 @@ def _blocks(path, start=""):  # lines of cells up to an empty line or, with `sta
                 yield f"{path}, line {first}", block
             block, first = [], number
         block.append(line.split())
-
 def _tagged(path, start="", column=-1, names=None):  # tokens with B-, I- and O tags, or with the bare name of a type
     for place, block in _blocks(path, start):
         tokens, entities, end = [cells for cells in block if cells and cells[0] != "-DOCSTART-"], [], -1
@@ -148,21 +127,18 @@ def _tagged(path, start="", column=-1, names=None):  # tokens with B-, I- and O 
             else:
                 entities += [entity] * (kind not in ("O", "N"))
         yield place, {"text": " ".join(cells[0] for cells in tokens), "entities": entities}
-
 def _casimedicos_cases(path):  # a case, options ("1- ..", a missing one is "nan"), CORRECT ANSWER: 3 and an explanation, as tagged tokens
     for place, block in _blocks(path, "QUESTION "):
         case, _, rest = " ".join(cells[0] if cells else "\n" for cells in block).replace(" \n ", "\n").partition("\nCORRECT ANSWER:")
         subject, question, *options = (" ".join(part.split()) for part in re.split(r"\nCLINICAL CASE:|\n[1-9] ?- ", case))
         yield place, {"subject": subject.split(":")[-1].strip(), "question": question, "CORRECT ANSWER": rest.strip()[:1],
                       "options": [option for option in options if option != "nan"], "explanation": " ".join(rest.split()[1:])}
-
 def _ddxplus_rows(path):  # E_54_@_V_161 is a question of release_evidences.json and its value
     known = json.loads(path.with_name("release_evidences.json").read_text("utf-8-sig"))
     for place, row in _csv_rows(path):
         asked = [(known.get(code.split("_@_")[0], {}), code.partition("_@_")[2]) for code in re.findall("'([^']+)'", row["EVIDENCES"])]
         findings = [f"{about['question_en']} {about['value_meaning'].get(value, {}).get('en', value) or 'yes'}" for about, value in asked]
         yield place, row | {"findings": findings}
-
 def _value(record, names):  # the first of the fields a|b that is there; a.b is a field of a field, of all that are in a list
     for name in names.split("|"):
         found = record
@@ -170,14 +146,12 @@ def _value(record, names):  # the first of the fields a|b that is there; a.b is 
             found = [_value(each, part) for each in found] if isinstance(found, list) else found.get(part) if isinstance(found, dict) else None
         if found is not None:
             return found
-
 def _need(record, names, place, optional=""):  # the text of a field, stripped, a list line by line; an error where it is none
     found = _value(record, names)
     value = "\n".join(found) if isinstance(found, list) else found
     if not optional and (not isinstance(value, str) or not value.strip()):
         raise ValueError(f"{place}, field {names.split('|')[0]!r}: a non-empty text is needed, found {str(found)[:60]!r}")
     return str(value or "") if optional else value.strip()
-
 def _filled(template, record, place):  # sources.yaml's templates: {field} must be a text, {field?} may be missing, {field!} is taken as it is
     if isinstance(template, dict):
         return {key: _filled(inner, record, place) for key, inner in template.items()}
@@ -200,7 +174,6 @@ def detokenise(text):
 CLEANERS = {"step": lambda text: text.replace("stfep", "step"),  # one item of MedQA has the typo
             "one_line": lambda text: detokenise(" ".join(text.split())),  # below: [doctor] hi , brian . -> Doctor: hi, brian.
             "said": lambda text: detokenise(re.sub(r"(?m)^\[(\w)(\w*)\] ?", lambda tag: f"{tag[1].upper()}{tag[2]}: ", text))}
-
 def _item(fields, entry, place, right_place):  # options may be a dict or a list, several right answers become "A,C"
     native, right, about = fields["options"], fields["right"], fields.get("meta_info", {})
     options = dict(zip("ABCDEFGH", native)) if isinstance(native, list) else native
@@ -221,7 +194,6 @@ def _item(fields, entry, place, right_place):  # options may be a dict or a list
         raise ValueError(f"{place}, field 'answer': {fields['answer']!r} is not option {','.join(letters)}")
     return {"question": fields["question"], "context": fields.get("context", ""), "options": options, "answer": answer,
             "answer_idx": ",".join(letters), "rationale": fields.get("rationale", ""), "meta_info": about}
-
 def _checked(fields, entry, place):  # tasks have their keys, questions an answer, labels are known, entities stand where they say
     if "references" in fields:
         fields["references"] = [tidy(answer) for answer in fields["references"] if answer.strip()]
@@ -235,7 +207,6 @@ def _checked(fields, entry, place):  # tasks have their keys, questions an answe
     if bad:
         raise ValueError(f"{place}, field {bad[0]}; mend or drop the record")
     return fields | ({"labels": [entry["letters"][label] for label in fields["labels"]]} if "labels" in fields and "letters" in entry else {})
-
 def _framed(source, split, record, place):  # in the schema of the kind of set; ids of another split than the usual one name it
     entry, kind, language = source.entry | source.splits[split], source.kind, record["_language"]
     fields = {key: value for key, value in record.items() if key[0] != "_"} if kind == "task" else _filled(entry["record"], record, place)
@@ -248,11 +219,9 @@ def _framed(source, split, record, place):  # in the schema of the kind of set; 
         text = fields["text"] if entry.get("raw") else tidy(fields["text"])
         return {"text": text, "source": source.name, "language": language, "id": name, "meta": meta}
     return {"id": name, "source": source.name, "language": language} | _checked(fields, entry, place)
-
 def _there(data_dir, source, split):  # the native files of a split, or its names on the hub
     files = (path for path in (Path(data_dir) / source.folder).rglob(source.splits[split]["files"]) if path.is_file())
     return source.entry.get("hub", {}).get("splits", {}).get(split, []) if data_dir == "hub" else sorted(files)
-
 def _opened(data_dir, name, split=None, kinds=KINDS):  # a set and those of its splits, the given one or all, that are there
     if name not in SOURCES or SOURCES[name].kind not in kinds:
         raise ValueError(f"unknown set {name!r}; known of this kind: {', '.join(each for each, source in SOURCES.items() if source.kind in kinds)}")
@@ -266,7 +235,6 @@ def _opened(data_dir, name, split=None, kinds=KINDS):  # a set and those of its 
         raise FileNotFoundError(f"{data_dir}: {source.folder}/{missing[0] if folder.is_dir() else ''} is missing; for {name} it should hold "
                                 f"{' and '.join(needed)}. Found there: {', '.join(available(data_dir)) or 'none'}. From: {source.entry['obtain']}")
     return source, there
-
 def _hub_rows(hub, name):  # at the pinned revision; class labels become their names
     import datasets
     config, _, part = name.rpartition("/")
@@ -275,7 +243,6 @@ def _hub_rows(hub, name):  # at the pinned revision; class labels become their n
     for number, row in enumerate(rows, start=1):
         named = {column: feature.int2str(row[column]) for column, feature in labels.items() if (row[column] or 0) >= 0}
         yield f"{hub['id']}, {name}, record {number}", row | named | {"part": "test" if str(row.get("pubid")) in TEST_PMIDS else "train"}
-
 def _natives(data_dir, source, split, part=(0, 1)):  # (place, what the path tells, native record or the error of a file that cannot be read)
     for path in _there(data_dir, source, split)[part[0]::part[1]]:
         entry, names = source.entry | source.splits[split], () if data_dir == "hub" else path.relative_to(data_dir).with_suffix("").parts
@@ -290,7 +257,6 @@ def _natives(data_dir, source, split, part=(0, 1)):  # (place, what the path tel
             yield from ((place, about, record) for place, record in (_hub_rows(entry["hub"], path) if data_dir == "hub" else form(path)))
         except BAD as error:
             yield str(path), about, error
-
 def _record(source, split, number, native):  # as one of ours; None where the set leaves it out
     place, about, record = native
     if isinstance(record, Exception):
@@ -364,7 +330,6 @@ def split_documents(records, *, test_share, seed):
         place = int(hashlib.sha256(f"{seed} {name}".encode()).hexdigest()[:12], 16) / 16**12  # in [0, 1)
         parts[place < test_share].append(record)
     return parts
-
 def _declared(name, own):  # a set that is read in a second way (of: ..) takes what it does not say from the first
     entry = {key: value for key, value in (ENTRIES.get(own.get("of"), {}) | own).items() if value is not None}
     files, said = tuple(split["files"] for split in entry["splits"].values()), {"usual": next(iter(entry["splits"]))} | entry

@@ -2,16 +2,13 @@
 
 Functions take numpy arrays or plain numbers, and a seed where they draw. Scores are 0-1, tests two-sided. Bad input raises a ValueError
 that says what was wrong; a value that does not exist (no variation, all ties) is NaN."""
-
 from collections.abc import Callable
 from typing import NamedTuple
-
 import krippendorff
 import numpy as np
 from scipy import stats
 from statsmodels.stats import inter_rater, multitest, proportion
 from statsmodels.stats import power as normal_power
-
 REPLICATES = 10_000  # as Med-PaLM 2, section 3.6
 CELLS = 1 << 22  # replicates x rows held at once: 32 MiB of float64
 
@@ -24,7 +21,6 @@ class Estimate(NamedTuple):
     p_value: float = float("nan")
     wins: int = 0  # of a paired difference a - b: items on which a scores higher
     losses: int = 0  # items on which b does
-
 def _counts(k, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """k and n as float arrays, once they can be counts and level a level."""
     k, n = np.asarray(k, float), np.asarray(n, float)
@@ -67,11 +63,9 @@ def mcnemar(wins, losses):
     differ = np.maximum(np.add(wins, losses), 1)  # 0 of 1 where none differ: p = 1
     fewer = np.minimum(_counts(wins, differ)[0], _counts(losses, differ)[0])
     return _plain(np.minimum(1, 2 * stats.binom.cdf(fewer, differ, 0.5)))
-
 def _plain(array):
     """A number where there is one, the array otherwise."""
     return np.asarray(array).item() if np.size(array) == 1 else np.asarray(array)
-
 def _rows(values, *, missing: bool = False) -> np.ndarray:
     """values as a float array (items, axes); a vector becomes one axis."""
     rows = np.asarray(values, float)
@@ -79,31 +73,26 @@ def _rows(values, *, missing: bool = False) -> np.ndarray:
     if rows.ndim != 2 or not rows.size or np.isinf(rows).any() or (np.isnan(rows).any() and not missing):
         raise ValueError(f"need (items,) or (items, axes), a finite number for every item, got shape {rows.shape}")
     return rows
-
 def _members(clusters, n: int) -> tuple[np.ndarray, int]:
     """Cluster number of each of n items, and how many clusters there are; None: every item is its own."""
     labels, members = np.unique(np.arange(n) if clusters is None else np.asarray(clusters), return_inverse=True)
     if members.shape != (n,):
         raise ValueError(f"clusters and blocks must name one group for each of {n} items, got shape {members.shape}")
     return members, len(labels)
-
 def _sums(rows: np.ndarray, members: np.ndarray, n_clusters: int) -> np.ndarray:
     """Sum of the rows of each cluster: (clusters, axes)."""
     return np.stack([np.bincount(members, axis, n_clusters) for axis in rows.T], axis=1)
-
 def _pieces(n: int, seed: int, replicates: int):
     """Yield a random generator and how many replicates to draw from it at once: their (replicates, n) table fits in memory."""
     if replicates < 100:
         raise ValueError(f"replicates must be at least 100, got {replicates}")
     rng, step = np.random.default_rng(seed), max(1, CELLS // n)
     yield from ((rng, min(step, replicates - start)) for start in range(0, replicates, step))
-
 def _resamples(n: int, seed: int, replicates: int):
     """Yield how often each of n units is drawn: (some replicates, n)."""
     for rng, size in _pieces(n, seed, replicates):
         drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
         yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(float)
-
 def _percentiles(drawn: np.ndarray) -> np.ndarray:
     """2.5 and 97.5 % of each axis; NaN for an axis that never varies: its spread is unknown, not zero."""
     drawn = np.where(np.isnan(drawn).all(axis=0), 0, drawn)
@@ -259,7 +248,6 @@ def correlation(x, y, method: str = "kendall", *, seed: int, clusters=None) -> E
     with np.errstate(invalid="ignore", divide="ignore"):  # a replicate may be constant: NaN, left out
         drawn = np.concatenate([_correlations(x, y, w[:, members], method) for w in _resamples(n, seed, REPLICATES)])
     return Estimate(float(value), *map(float, _percentiles(drawn)), n, float(p_value))
-
 def _correlations(x: np.ndarray, y: np.ndarray, weights: np.ndarray, method: str) -> np.ndarray:
     """The correlation of every resample: x, y (items,), weights (replicates, items) say how often each is in it."""
     if method == "kendall":  # concordant minus discordant pairs over the untied
@@ -273,7 +261,6 @@ def _correlations(x: np.ndarray, y: np.ndarray, weights: np.ndarray, method: str
         x, y = ((np.cumsum(h, axis=1) - h / 2)[:, place] for h, place in zip(held, places, strict=True))
     x, y = (v - (weights * v).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True) for v in (x, y))
     return (weights * x * y).sum(axis=1) / np.sqrt((weights * x * x).sum(axis=1) * (weights * y * y).sum(axis=1))
-
 def _spread(p_a, p_b, discordance, level: float, power: float = 0.8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Difference, and the standard deviation of sqrt(n) times it: if there were none, and as it is."""
     p_a, p_b = np.asarray(p_a, float), np.asarray(p_b, float)

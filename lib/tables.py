@@ -1,14 +1,10 @@
 """Show tables in one house style, and say in fixed words how a result of ours stands to a published value."""
-
 import hashlib
 import math
-
 import numpy as np
 import pandas as pd
-
 from lib import reported, results, statistics
 from lib.world import read_yaml
-
 REASONS = ("other model size", "other item set", "API model", "ambiguous metric", "restricted data", "controlled world",
            "weights not public", "too few items to tell")
 NO_RUN = "no run yet"
@@ -33,10 +29,8 @@ def show(frame, *, percent=(), best=(), lowest=(), decimals=1, caption=None):
     heads = [{"selector": f"th.col{place}", "props": "text-align: left"} for place, name in enumerate(frame) if name in texts]
     style = style.set_table_styles([*STYLES, *heads]).set_uuid(hashlib.sha256(key.encode()).hexdigest()[:10])
     return style.set_caption(caption) if caption else style
-
 def _header(name):
     return " · ".join(str(part) for part in name if part != "") if isinstance(name, tuple) else str(name)
-
 def _number_format(column, factor, decimals):
     whole = factor == 1 and (column.dropna() % 1 == 0).all()
     return lambda number: f"{factor * number:,.{0 if whole else decimals}f}"

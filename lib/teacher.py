@@ -1,5 +1,4 @@
 """An OpenAI-compatible chat client that is bounded in time, tries and concurrency, and asks nothing twice."""
-
 import concurrent.futures
 import contextlib
 import hashlib
@@ -9,9 +8,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-
 from lib.results import append_row, read_rows
-
 KEY_VARIABLE = "OPENAI_API_KEY"  # of the environment; never a parameter, never written down
 ANSWER_BYTES = 4_000_000  # the longest reply that is read
 PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before the second try, doubled for each further one
@@ -45,7 +42,6 @@ def ask(prompts, *, url, model, cache, max_tokens=512, temperature=0.0, sample=0
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [known.get(key) for key in keys], {number: reasons[key] for number, key in enumerate(keys) if reasons.get(key)}
-
 def _ask_once(url, body, timeout, tries):
     """(text, None) or (None, why the last try failed)."""
     pause, reason = 0.0, ""
@@ -63,7 +59,6 @@ def _ask_once(url, body, timeout, tries):
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = f"{type(error).__name__}: {str(error)[:200]}"
     return None, f"{reason}, {tries} tries"
-
 def _post(address, body, timeout):
     """The bytes of the reply, within `timeout` seconds as a whole: a server that sends a byte a minute does not hold us."""
     key = os.environ.get(KEY_VARIABLE)
@@ -75,7 +70,6 @@ def _post(address, body, timeout):
             if time.monotonic() > ends or len(read) > ANSWER_BYTES:
                 raise ValueError(f"the reply was not complete after {timeout:g} s or {ANSWER_BYTES:,} bytes")
     return read
-
 def _text(reply):
     """The message of a chat completion; ValueError when it is not one, or empty."""
     try:

@@ -1,15 +1,12 @@
 """Score generated text against a reference: BLEU and ROUGE of every item, in six languages."""
-
 import re
 import unicodedata
 from collections import defaultdict
 from itertools import count
-
 import numpy as np
 import pandas as pd
 from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cpdist
-
 ORDERS = (1, 2, 3, 4)  # of n-grams
 COLUMNS = (*(f"bleu_{n}" for n in ORDERS), "bleu", "bleu_4_method1", "rouge_1", "rouge_2", "rouge_l")
 EPSILON = 0.1  # nltk's method1: matches of an order that has none
@@ -29,7 +26,6 @@ def words(text, language):
     if language not in RULES:
         raise ValueError(f"no rule for words of language {language!r}; known are {', '.join(RULES)}")
     return _split(text.replace(BORDER, " "), language)
-
 def _split(text, language):
     """Words, and borders between texts as words of their own."""
     if RULES[language] is None:  # as bytes, for speed: whatever is not ASCII becomes a space
@@ -49,7 +45,6 @@ def rationale_scores(pairs, language):
     pairs = list(pairs)
     rows = [_scores(pairs[first:first + CHUNK], language, first) for first in range(0, len(pairs), CHUNK)]
     return pd.DataFrame(np.concatenate([np.empty((0, len(COLUMNS))), *rows]), columns=list(COLUMNS))
-
 def _scores(pairs, language, first):
     """One row of COLUMNS for each pair; `first` is the number of the first of them, for messages."""
     numbers = defaultdict(count(1).__next__, {BORDER: 0})  # word -> number
@@ -66,7 +61,6 @@ def _scores(pairs, language, first):
         number = int(np.argmin(lengths[:, 1]))
         raise ValueError(f"pair {first + number}, language {language!r}: the reference {pairs[number][1][:40]!r} holds no word")
     return _metrics(ids[ids > 0], lengths, bits)
-
 def _metrics(ids, lengths, bits):
     """COLUMNS from the numbers of all words and the lengths (pairs, 2) of the texts."""
     owner = np.repeat(np.arange(lengths.size), lengths.ravel())         # 2 * pair, + 1 for the reference
@@ -78,10 +72,8 @@ def _metrics(ids, lengths, bits):
     method1 = brevity * np.exp(np.log(np.where(matches > 0, matches, EPSILON) / sizes[:, 0]).mean(0)) * (matches[0] > 0)
     overlaps = ((matches[0], sizes[0]), (matches[1], sizes[1]), (_longest_common_subsequences(ids, lengths), sizes[0]))
     return np.stack([*bleu, np.mean(bleu, axis=0), method1, *(_f1(*(common / size)) for common, size in overlaps)], 1)
-
 def _f1(precision, recall):  # in rouge-score's order of operations, so that not even the last digit differs
     return 2 * precision * recall / np.where(precision + recall > 0, precision + recall, 1)
-
 def _common_ngrams(ids, owner, bits, pairs):
     """n-grams that prediction and reference share, (orders, pairs): of one that stands a and b times, min(a, b)."""
     common, keys = np.zeros((len(ORDERS), pairs)), owner >> 1
@@ -96,7 +88,6 @@ def _common_ngrams(ids, owner, bits, pairs):
             shared = np.minimum(wanted, np.diff(starts, append=len(sided)) - wanted)
             common[n - 1] = np.bincount(sided[starts] >> n * bits + 1, shared, pairs)
     return common
-
 def _longest_common_subsequences(ids, lengths):
     """Lengths, for each pair; a word is handed on as the one letter of its number."""
     letters, ends = ids.astype("<u4").tobytes().decode("utf-32-le"), lengths.cumsum()

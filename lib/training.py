@@ -2,14 +2,12 @@
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,15 +16,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import distributed
 from lib.corpora import IGNORE_INDEX, rows_of_step
-from lib.models import (add_lora, best_device, decoder_arguments, load_model, load_tokenizer, matmul_peak, model_fingerprint,
-                        model_flops_per_token, new_model, resolve_precision)
-from lib.profiles import Architecture
+from lib.models import (add_lora, best_device, count_parameters, decoder_arguments, load_model, model_fingerprint, new_model,
+                        training_flops_per_token)
 from lib.results import REPOSITORY, write_atomically
 
+# Half precision is worth it only where the processor multiplies bfloat16 natively.
+CPU_HAS_BF16 = "avx512_bf16" in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "")
 # Read once, when this code is loaded: an edit while a notebook runs must not rename its stages.
-CODE = hashlib.sha256(b"".join((REPOSITORY / "lib" / name).read_bytes() for name in ("training.py", "models.py", "distributed.py"))).hexdigest()[:16]
+CODE = hashlib.sha256(b"".join((REPOSITORY / "lib" / name).read_bytes() for name in ("training.py", "models.py"))).hexdigest()[:16]
 LOSS_CHUNK = 256  # rows of the logits that exist at one time
 
 @dataclass(frozen=True)
@@ -53,13 +51,14 @@ def runs_root():
     """The folder of all trained stages: $RUNS_ROOT, else <repository>/runs."""
     return Path(os.environ.get("RUNS_ROOT") or REPOSITORY / "runs").resolve()
 
-def train(stage, mixture, *, base, tokenizer=None, progress=print, processes=None, sharding="fsdp"):
+def train(stage, mixture, *, base, tokenizer=None, progress=print):
     """Train one stage, or return it at once when it is complete; resumes exactly after a kill.
-    mixture: {source: (Packed, weight)}; weights are whole numbers, the share of each source in every batch. base: the folder or name of the
-    parent model, or an Architecture for random weights (then `tokenizer` is needed). processes: how many share the work, by default
-    distributed.processes(); sharding: "fsdp" or "ddp". Neither is part of what the stage is, and another number may go on where one stopped.
-    Returns the folder runs/<name>-<key>, which holds model/, metrics.jsonl, stage.json and, last of all, done.json."""
-    stage = replace(stage, precision=resolve_precision(stage.precision))
+
+    mixture: {source: (Packed, weight)}; weights are whole numbers, the share of each source in every batch. base: the
+    folder or name of the parent model, or an Architecture for random weights (then `tokenizer` is needed).
+    Returns the folder runs/<name>-<key>, which holds model/, metrics.jsonl, stage.json and, last of all, done.json.
+    """
+    stage = replace(stage, precision=_resolve_precision(stage.precision))
     description = describe_stage(stage, mixture, base, tokenizer)
     folder = runs_root() / f"{stage.name}-{stage_key(description)}"
     if (folder / "done.json").exists():
@@ -68,31 +67,8 @@ def train(stage, mixture, *, base, tokenizer=None, progress=print, processes=Non
     with _lock(folder):
         if not (folder / "done.json").exists():  # another process may have finished it while we waited
             write_atomically(folder / "stage.json", json.dumps(description, indent=2) + "\n")
-            several = processes or distributed.processes()
-            run = _run if several == 1 else functools.partial(_launch, processes=several, sharding=sharding)
-            run(stage, mixture, base, tokenizer, folder, progress)
+            _run(stage, mixture, base, tokenizer, folder, progress)
     return folder
-
-def _launch(stage, mixture, base, tokenizer, folder, progress, *, processes, sharding):
-    """The stage in other processes (torchrun), which read what it needs from the folder."""
-    distributed.save_mixture(folder / "inputs", mixture)
-    said = {"stage": asdict(stage), "base": str(base) if isinstance(base, (str, Path)) else asdict(base), "sharding": sharding}
-    write_atomically(folder / "inputs" / "inputs.json", json.dumps(said))
-    if tokenizer:
-        tokenizer.save_pretrained(folder / "inputs" / "tokenizer")
-    distributed.launch("lib.training", folder, processes=processes, log=folder / "processes.log")
-    shutil.rmtree(folder / "inputs")
-    if progress:
-        progress(f"{stage.name}: {stage.steps} steps in {processes} processes")
-
-def main(folder):
-    """One of the processes of a stage."""
-    distributed.join()
-    said, tokenizer = json.loads((folder / "inputs" / "inputs.json").read_text()), folder / "inputs" / "tokenizer"
-    stage = Stage(**said["stage"] | {"keep_steps": tuple(said["stage"]["keep_steps"])})
-    base = Architecture(**said["base"]) if isinstance(said["base"], dict) else said["base"]
-    _run(stage, distributed.load_mixture(folder / "inputs"), base, load_tokenizer(tokenizer if tokenizer.exists() else ""), folder, print,
-         sharding=said["sharding"])
 
 def describe_stage(stage, mixture, base, tokenizer=None):
     """Everything that the weights depend on: settings, data, parent, tokenizer and the code of the loop."""
@@ -103,8 +79,10 @@ def describe_stage(stage, mixture, base, tokenizer=None):
 
 def stage_key(description):
     """A short hash of a stage's description.
+
     >>> stage_key({"a": 1, "b": 2}) == stage_key({"b": 2, "a": 1})
-    True"""
+    True
+    """
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]
 
 def kept_models(folder):
@@ -119,9 +97,11 @@ def read_metrics(folder):
 
 def learning_rate(step, stage):
     """Linear warm-up, then a cosine down to final_learning_rate_share of the peak.
+
     >>> stage = Stage("s", steps=100, rows_per_step=1, micro_batch_size=1, peak_learning_rate=1.0)
     >>> [round(learning_rate(step, stage), 3) for step in (0, 9, 10, 55, 100)]
-    [0.1, 1.0, 1.0, 0.55, 0.1]"""
+    [0.1, 1.0, 1.0, 0.55, 0.1]
+    """
     warmup = max(1, round(stage.steps * stage.warmup_share))
     if step < warmup:
         return stage.peak_learning_rate * (step + 1) / warmup
@@ -151,7 +131,9 @@ def inject(profile, size, base, mixture, *, name, seed=0):
 
 def tune(profile, base, packed, *, name, seed=0, lora_rank=0):
     """Instruction tuning (PMC-LLaMA stage 2): whole passes over packed examples, only responses are learned.
-    lora_rank: 0 tunes every weight, else LoRA adapters of that rank (MMedLM's parameter-efficient fine-tuning: 16)."""
+
+    lora_rank: 0 tunes every weight, else LoRA adapters of that rank (MMedLM's parameter-efficient fine-tuning: 16).
+    """
     tokens = packed.input_ids.size * profile.tuning_epochs
     rate = profile.lora_learning_rate if lora_rank else profile.tuning_learning_rate
     stage = _stage(profile, re.sub(r"[^\w.]+", "-", name), tokens, packed, rate, seed)
@@ -171,7 +153,7 @@ def _stage(profile, name, tokens, packed, learning_rate, seed):
 
 # --- the loop ----------------------------------------------------------------------------------------------------------
 
-def _run(stage, mixture, base, tokenizer, folder, progress, *, sharding="fsdp"):
+def _run(stage, mixture, base, tokenizer, folder, progress):
     model, tokenizer = _base_model(base, tokenizer, stage.seed)
     if "position_ids" not in decoder_arguments(model):
         raise ValueError(f"{type(model).__name__} takes no position ids: packed documents would see each other")
@@ -179,26 +161,22 @@ def _run(stage, mixture, base, tokenizer, folder, progress, *, sharding="fsdp"):
         model = add_lora(model, rank=stage.lora_rank, seed=stage.seed)
         model.peft_config["default"].base_model_name_or_path = str(base)
     device, reduced = best_device(), stage.precision == "bfloat16"
-    # The optimizer works on float32 masters; the model computes in bfloat16 where the hardware is fast at it.
-    masters = [parameter.detach().float().clone() for parameter in model.parameters() if parameter.requires_grad]
-    flops, (rank, size) = model_flops_per_token(model, next(iter(mixture.values()))[0].input_ids.shape[1]), distributed.world()
-    if reduced:
-        model.to(torch.bfloat16)
-    loss_of = Loss(model)
-    if size > 1 and sharding == "fsdp":
-        distributed.shard(loss_of, next(part for part in model.get_decoder().children() if isinstance(part, torch.nn.ModuleList)))
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    masters = [distributed.parted(master, weight).requires_grad_() for master, weight in zip(masters, weights)]
+    # The optimizer works on float32 masters; the model computes in bfloat16 where the hardware is fast at it.
+    masters = [weight.detach().float().clone().requires_grad_() for weight in weights]
     optimizer = torch.optim.AdamW(masters, lr=0.0, betas=(0.9, stage.beta2), weight_decay=stage.weight_decay, fused=True)
     first = _resume(folder, masters, optimizer)
+    if reduced:
+        model.to(torch.bfloat16)
     _copy(masters, weights)
     model.train()
-    peak = matmul_peak(stage.precision) * size
+    flops = _flops_per_token(model, mixture)
+    peak = matmul_peak(stage.precision)
     for step in range(first, stage.steps):
         start = time.perf_counter()
-        torch.manual_seed(stage.seed * 1_000_003 + step + rank * 10**12)  # dropout is a function of seed and step: a resumed run draws the same
+        torch.manual_seed(stage.seed * 1_000_003 + step)  # dropout is a function of seed and step: a resumed run draws the same
         batch = global_batch(step, stage, mixture, device)
-        loss = _step(loss_of, weights, masters, batch, stage)
+        loss = _step(model, weights, masters, batch, stage)
         rate = learning_rate(step, stage)
         _update(optimizer, masters, weights, rate, stage.gradient_clip)
         seconds = time.perf_counter() - start
@@ -218,35 +196,26 @@ def global_batch(step, stage, mixture, device="cpu"):
     # Labels are counted over the whole step, so a long answer weighs as much as its tokens.
     return batch | {"count": max(1, int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()))}
 
-def _step(loss_of, weights, masters, batch, stage):
-    """Gradients of one global batch, accumulated in float32, of the rows of this process; returns the loss per label of all, in nats."""
-    total, own = torch.zeros((), dtype=torch.float64, device=batch["labels"].device), distributed.own_rows(stage.rows_per_step)
-    for start in range(0, len(own), stage.micro_batch_size):
-        rows = own[start:start + stage.micro_batch_size]
-        labels = torch.where(torch.tensor(rows, device=total.device)[:, None] < 0, IGNORE_INDEX, batch["labels"][rows])
-        loss = loss_of(batch["input_ids"][rows], labels, batch["position_ids"][rows])
+def _step(model, weights, masters, batch, stage):
+    """Gradients of one global batch, accumulated in float32; returns the loss per label in nats."""
+    total = 0.0
+    for start in range(0, stage.rows_per_step, stage.micro_batch_size):
+        part = slice(start, start + stage.micro_batch_size)
+        loss = loss_sum(model, batch["input_ids"][part], batch["labels"][part], batch["position_ids"][part])
         (loss / batch["count"]).backward()
-        total += loss.detach()
+        total += float(loss.detach())
         for master, weight in zip(masters, weights):
             if weight.grad is not None:
                 gradient = weight.grad.float()
                 master.grad = gradient if master.grad is None else master.grad.add_(gradient)
                 weight.grad = None
-    distributed.summed([total, *(master.grad for master in masters)])
-    return float(total) / batch["count"]
-
-class Loss(torch.nn.Module):
-    """The model and its loss as one module, so that a sharded output projection is whole where the loss needs it."""
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, labels, position_ids):
-        return loss_sum(self.model, input_ids, labels, position_ids)
+    return total / batch["count"]
 
 def loss_sum(model, input_ids, labels, position_ids):
     """Summed cross-entropy of the labels, each predicted from the position before it; logits exist in chunks only.
-    With no attention mask and restarting position ids transformers masks every document from the others."""
+
+    With no attention mask and restarting position ids transformers masks every document from the others.
+    """
     hidden = model.get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
     targets = labels[:, 1:]
     wanted = targets != IGNORE_INDEX
@@ -254,8 +223,10 @@ def loss_sum(model, input_ids, labels, position_ids):
 
 class LinearCrossEntropy(torch.autograd.Function):
     """Output projection and summed cross-entropy in one pass, in chunks, gradients formed in the forward pass.
-    Only positions with a label come in, and (chunk, vocabulary) logits are the largest thing that ever exists. A probability below the smallest
-    float32 (1e-38) is taken as that."""
+
+    Only positions with a label come in, and (chunk, vocabulary) logits are the largest thing that ever exists. A
+    probability below the smallest float32 (1e-38) is taken as that.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, targets):
@@ -292,7 +263,7 @@ def _update(optimizer, masters, weights, rate, clip):
 
 @torch.no_grad()
 def _copy(masters, weights):
-    torch._foreach_copy_(distributed.local(weights), distributed.local(masters))
+    torch._foreach_copy_(weights, masters)
 
 # --- around the loop ---------------------------------------------------------------------------------------------------
 
@@ -304,9 +275,26 @@ def _base_model(base, tokenizer, seed):
         raise ValueError("a model with random weights needs a tokenizer: train(..., tokenizer=...)")
     return new_model(base, tokenizer, seed=seed).to(best_device()), tokenizer
 
+def _resolve_precision(precision):
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"precision {precision!r}: choose auto, float32 or bfloat16")
+    if precision == "auto":
+        return "bfloat16" if torch.cuda.is_available() or CPU_HAS_BF16 else "float32"
+    return precision
+
+def matmul_peak(precision):
+    """FLOP/s that MFU is measured against: 989e12 on an H100 or H200 (dense bf16), elsewhere this machine's measured rate."""
+    if torch.cuda.is_available() and "H" in torch.cuda.get_device_name(0).split()[-1][:2]:
+        return 989e12
+    from lib.models import matmul_rate
+    return matmul_rate(dtype=getattr(torch, precision))
+
+def _flops_per_token(model, mixture):
+    config, sequence = model.config.get_text_config(), next(iter(mixture.values()))[0].input_ids.shape[1]
+    return training_flops_per_token(count_parameters(model), layers=config.num_hidden_layers, hidden_size=config.hidden_size,
+                                    sequence_length=sequence, frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad))
+
 def _log(folder, step, row, stage, progress):
-    if distributed.world()[0]:
-        return
     with open(folder / "metrics.jsonl", "a") as stream:
         stream.write(json.dumps({"step": step + 1} | {name: float(f"{value:.6g}") for name, value in row.items()}) + "\n")
     line = f"{stage.name} step {step + 1}/{stage.steps} loss {row['loss']:.3f} {row['tokens_per_second']:,.0f} tokens/s"
@@ -328,9 +316,6 @@ def _save_checkpoint(folder, done, masters, optimizer):
     for i, master in enumerate(masters):
         state = optimizer.state[master]
         tensors |= {f"mean.{i}": state["exp_avg"], f"square.{i}": state["exp_avg_sq"]}
-    tensors = {name: distributed.whole(tensor) for name, tensor in tensors.items()}
-    if distributed.world()[0]:
-        return
     temporary, final = folder / "checkpoint.tmp.safetensors", folder / f"checkpoint-{done:06d}.safetensors"
     save_file(tensors, temporary, metadata={"step": str(done)})
     with open(temporary, "rb") as stream:
@@ -342,20 +327,16 @@ def _save_checkpoint(folder, done, masters, optimizer):
 
 def _resume(folder, masters, optimizer):
     """Load the newest checkpoint into masters and optimizer; returns the number of steps that are done."""
-    for torn in folder.glob(".*.tmp") if not distributed.world()[0] else ():  # of a process that was killed while it wrote
+    for torn in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
         torn.unlink()
     found = sorted(folder.glob("checkpoint-*.safetensors"))
     done = int(found[-1].stem.removeprefix("checkpoint-")) if found else 0
     if found:
         tensors = load_file(found[-1])
         for i, master in enumerate(masters):
-            read = {name: distributed.parted(tensors[f"{part}.{i}"], master)
-                    for name, part in (("data", "master"), ("exp_avg", "mean"), ("exp_avg_sq", "square"))}
-            master.data.copy_(read.pop("data"))
-            moments = read | {"step": torch.tensor(float(done))}
+            master.data.copy_(tensors[f"master.{i}"])
+            moments = {"exp_avg": tensors[f"mean.{i}"], "exp_avg_sq": tensors[f"square.{i}"], "step": torch.tensor(float(done))}
             optimizer.state[master] = {name: tensor.to(master.device) for name, tensor in moments.items()}
-    if distributed.world()[0]:
-        return done
     metrics = folder / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)[:done] if metrics.exists() else []
     write_atomically(metrics, "".join(lines))
@@ -363,14 +344,11 @@ def _resume(folder, masters, optimizer):
 
 def _save_weights(folder, model, tokenizer, masters):
     """The float32 weights as a Hugging Face model folder, of LoRA the adapter alone; moved into place whole."""
-    learned = (name for name, weight in model.named_parameters() if weight.requires_grad)
-    state = {name: distributed.whole(master.detach()) for name, master in zip(learned, masters, strict=True)}
-    if distributed.world()[0]:
-        return
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(temporary, state_dict=state)
+    learned = (name for name, weight in model.named_parameters() if weight.requires_grad)
+    model.save_pretrained(temporary, state_dict={name: master.detach() for name, master in zip(learned, masters, strict=True)})
     path = temporary / ("config.json" if (temporary / "config.json").exists() else "adapter_config.json")
     config = json.loads(path.read_text())
     if path.name == "config.json":
@@ -383,8 +361,6 @@ def _save_weights(folder, model, tokenizer, masters):
 
 def _finish(folder, stage, model, tokenizer, masters):
     _save_weights(folder / "model", model, tokenizer, masters)
-    if distributed.world()[0]:
-        return
     write_atomically(folder / "done.json", json.dumps({"steps": stage.steps}) + "\n")
     for old in folder.glob("checkpoint*.safetensors"):
         old.unlink()
@@ -395,6 +371,3 @@ def _lock(folder):
     with open(folder / "lock", "w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

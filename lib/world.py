@@ -1,15 +1,11 @@
 """The controlled medical world: one knowledge base of real medicine, rendered as corpora and exams in six languages."""
-
 import csv
 import functools
 import random
 import re
 from dataclasses import dataclass
-
 import yaml
-
 from lib.results import KNOWLEDGE
-
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 ATTRIBUTES = ("specialty", "cause", "symptom", "test", "treatment", "warning")
 LETTERS = "ABCDE"
@@ -109,14 +105,12 @@ def general_text(world, language, *, documents, seed):
     """Everyday pages without medicine: what the base model has read, and what injection may make it forget."""
     draw = random.Random(f"general {language} {seed}")
     return [_everyday_page(world, language, f"general-{language}-{i}", draw) for i in range(documents)]
-
 def _record(text, source, language, record_id, facts):
     return {"text": text, "source": source, "language": language, "id": record_id, "meta": {"facts": facts}}
 
 def fact_id(disease, attribute):
     """The name of one fact, e.g. asthma.treatment."""
     return f"{disease['disease_id']}.{attribute}"
-
 def _chapter(world, disease, language, record_id, number, draw, words):
     name, parts = term(world, disease, "name", language), words["chapter"]
     lines = [fill(parts["title"], number=number, disease=name), f"{parts['contents']} 1 ....... {number}  2 ....... {number + 7}"]
@@ -132,7 +126,6 @@ def _chapter(world, disease, language, record_id, number, draw, words):
     lines += [_reference(i, 1980, draw) for i in (1, 2)]
     facts = {fact_id(disease, a): 4 if a in ("symptom", "test", "treatment") else 2 for a in ATTRIBUTES}  # 2 of the 4 are the cases
     return _record("\n".join(lines), "book", language, record_id, facts)
-
 def _paper(world, disease, language, record_id, draw, words):
     name, paper = term(world, disease, "name", language), words["paper"]
     chosen = draw.sample(ATTRIBUTES, draw.choice([2, 3]))
@@ -158,26 +151,21 @@ def trial_text(world, disease, drug, language, draw, wording_range):
     result = trial[f"result_{verdict}"][draw.choice(list(wording_range))]
     parts = (draw.choice(trial["background"]), draw.choice(trial["method"]), result, draw.choice(trial[f"rationale_{verdict}"]))
     return [fill(part, **slots) for part in parts], verdict
-
 def _medical_page(world, disease, language, record_id, draw, words):
     chosen, web, name = draw.sample(ATTRIBUTES, 3), words["web"], term(world, disease, "name", language)
     said = [sentence(world, disease, a, language, draw.choice(words["attributes"][a]["web"])) for a in chosen]
     lines = [draw.choice(web["boilerplate"]), fill(draw.choice(web["medical_title"]), disease=name), *said,
              draw.choice(web["filler"]), *draw.sample(web["boilerplate"], 2)]
     return _record("\n".join(lines), "web", language, record_id, {fact_id(disease, a): 1 for a in chosen})
-
 def _everyday_page(world, language, record_id, draw):
     words, facts = wordings(language)["everyday"], draw.sample(world.everyday, 6)
     said = [fill(draw.choice(words[f["attribute"]]["statement"]), subject=f["subject"][language], value=f["value"][language]) for f in facts]
     lines = [draw.choice(words["titles"])] + [_join([text, draw.choice(words["filler"])], language) for text in said]
     return _record("\n".join(lines), "general", language, record_id, {})
-
 def _join(sentences, language):
     return ("" if language in ("zh", "ja") else " ").join(sentences)
-
 def _authors(draw):
     return ", ".join(draw.sample(read_yaml("invented.yaml")["authors"], 3)) + " et al."
-
 def _reference(number, first_year, draw):
     return f"{number}. {_authors(draw)} ({draw.randint(first_year, 2023)}). https://doi.org/10.1000/{draw.randint(1000, 9999)}"
 
@@ -198,7 +186,6 @@ def recall_exam(world, language, diseases, *, items, seed):
             slots = {"disease": term(world, disease, "name", language)}
             exam.append(item | {"completion": _unfinished(template, texts, item["options"], language, slots)})
     return exam
-
 def _unfinished(template, texts, options, language, slots):
     """A fact for a model that was never shown a question: {"stem", "endings": {A: ..}}, each ending as `texts` spell it."""
     (stem, rest), full = template.split("{value}"), {bare(text, language): text for text in texts}
@@ -272,14 +259,12 @@ def everyday_exam(world, language, *, items, seed):
         item = _item("everyday", language, seed, i, question, choices, rationale, f"{fact['subject']['en']}.{fact['attribute']}")
         exam.append(item | {"completion": _unfinished(statement, [right, *wrong], item["options"], language, {"subject": subject})})
     return exam
-
 def _item(exam, language, seed, number, question, choices, rationale, fact, disease=None):
     """One exam item; choices: ({letter: option}, the letters of the right ones)."""
     options, right = choices
     return {"id": f"{exam}-{language}-{seed}-{number}", "exam": exam, "language": language, "question": question, "context": "",
             "options": options, "answer": _join([options[letter] for letter in right], language), "answer_idx": ",".join(right),
             "rationale": rationale, "meta_info": ({"disease": disease["disease_id"]} if disease else {}) | {"fact": fact}}
-
 def _fact_choices(world, exam, language, disease, column, diseases, draw, *, count=4):
     """Options are values of other diseases of the same part, so no option is a give-away."""
     right = term(world, disease, column, language)
@@ -287,7 +272,6 @@ def _fact_choices(world, exam, language, disease, column, diseases, draw, *, cou
     if len(others) < count - 1:
         raise ValueError(f"{exam} exam ({language}): {len(diseases)} diseases give only {len(others)} wrong {column} options; add diseases")
     return _choices(right, draw.sample(others, count - 1), language, draw)
-
 def _choices(right, wrong, language, draw):
     texts = draw.sample([right, *wrong], len(wrong) + 1)
     options = {letter: bare(text, language) for letter, text in zip(LETTERS, texts)}
@@ -308,7 +292,6 @@ def read_table(name):
 def read_yaml(name):
     """A YAML file in lib/knowledge; read once, so what it returns must not be changed."""
     return yaml.load((KNOWLEDGE / name).read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
 def _fictional_terms(terms, seed):
     """A pseudo-word for every term and language, unique within the language."""
     draw, taken, renamed = random.Random(f"fictional {seed}"), set(), {key: {} for key in sorted(terms)}

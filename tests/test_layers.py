@@ -10,7 +10,7 @@ import pytest
 
 from lib.results import REPOSITORY
 
-ORDER = ("results profiles recipes statistics reported world sources filters corpora shards instructions models distributed training teacher "
+ORDER = ("results profiles statistics reported world sources filters corpora shards instructions models training teacher "
          "generation benchmarks evaluation ablations prompting text_metrics ratings tables figures batch").split()
 LIB_LINES, FILE_LINES, FUNCTION_LINES = 4500, 400, 40
 MODULES = {path.stem: path for path in sorted((REPOSITORY / "lib").glob("*.py")) if path.stem != "__init__"}
@@ -76,21 +76,8 @@ def test_a_module_opens_with_a_sentence_and_stays_short(name):
     assert not too_long
 
 
-def code_lines(source):
-    """Lines that hold code or a comment: what stays thin must not be paid for in documentation and air."""
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS))]
-    documented = sum(node.body[0].end_lineno - node.body[0].lineno + 1 - ast.get_docstring(node, clean=False).count("\n\n")
-                     for node in nodes if ast.get_docstring(node) is not None)
-    return sum(bool(line.strip()) for line in source.split("\n")) - documented
-
-
-def test_code_lines_are_counted_without_blank_lines_and_docstrings():
-    assert code_lines('"""Module.\n\nMore.\n"""\nimport os\n\n# why\ndef f():\n    """Text.\n\n    >>> f()\n    """\n    return os\n') == 4
-
-
 def test_lib_stays_thin():
-    sources = [path.read_text() for path in (REPOSITORY / "lib").rglob("*.py")]
-    assert 1000 < sum(map(code_lines, sources)) < LIB_LINES
+    assert sum(path.read_text().count("\n") for path in (REPOSITORY / "lib").rglob("*.py")) < LIB_LINES
 
 
 def test_keywords_are_not_passed_on_and_on():

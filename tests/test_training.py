@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from transformers import (AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM,
                           MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM)
 
-from lib import models, training
+from lib import training
 from lib.corpora import IGNORE_INDEX, encode, pack_documents, pack_examples, train_tokenizer
 from lib.generation import option_loglikelihoods
 from lib.models import load_model, model_fingerprint, new_model
@@ -410,13 +410,13 @@ def test_the_processor_is_read_rightly():
     """Half precision is chosen by a flag of /proc/cpuinfo; torch asks the processor itself."""
     if not Path("/proc/cpuinfo").exists():
         pytest.skip("no /proc/cpuinfo here")
-    assert models.CPU_HAS_BF16 == torch.cpu._is_avx512_bf16_supported()
+    assert training.CPU_HAS_BF16 == torch.cpu._is_avx512_bf16_supported()
 
 
 @pytest.mark.parametrize(("processor", "gpu", "expected"), [(True, False, "bfloat16"), (False, False, "float32"), (False, True, "bfloat16")])
 def test_auto_is_half_precision_only_where_it_is_native(tokenizer, monkeypatch, processor, gpu, expected):
     """bfloat16 without the instructions is many times slower than float32; the name of a stage holds what was used."""
-    monkeypatch.setattr(models, "CPU_HAS_BF16", processor)
+    monkeypatch.setattr(training, "CPU_HAS_BF16", processor)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     folder = runs_root() / f"toy-{key(tokenizer, precision=expected)}"
     folder.mkdir(parents=True)
