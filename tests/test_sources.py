@@ -552,7 +552,7 @@ COUNTS = {
     "medlfqa": 967, "medquad_questions": 2646, "chatdoctor_instructions": 5452, "medical_meadow_instructions": 5942,
     "super_natural_instructions": 338 + 43 + 43, "bc5cdr": 1000, "bc5cdr_sentences": 4581 + 4797, "ncbi_disease": 200,
     "ncbi_disease_sentences": 923 + 940, "hoc_labels": 1852, "ebm_nlp": 191, "ebm_nlp_sentences": 1368, "meqsum": 1000, "healthfc": 750 * 2,
-    "icd10cm": 95358, "mts_dialog_notes": 300, "aci_bench_notes": 60}
+    "mediqa_question_summaries": 150, "mediqa_impressions": 2000, "icd10cm": 95358, "mts_dialog_notes": 300, "aci_bench_notes": 60}
 
 
 def test_every_public_set_loads_with_its_count_and_nothing_to_report(shared_data):
