@@ -27,7 +27,8 @@ class Job:
     """A notebook, read without executing it, and the parameters that it is to be run with."""
     path: Path
     cells: list
-    upstream: tuple  # names of the notebooks whose findings it reads
+    upstream: tuple  # names of the notebooks that must have run before it
+    reads: tuple  # and of those whose results it shows where they are there
     declared: dict  # name -> (default, help), from its parameters cell
     parameters: dict  # name -> value
     @property
@@ -53,7 +54,7 @@ def read_job(path, profile="small"):
     except (ValueError, AttributeError, SyntaxError, KeyError) as error:
         raise ValueError(f"{path.name} must have one cell tagged `parameters`, of plain `NAME = literal` lines, "
                          f"with PROFILE ({len(tagged)} tagged; {error})") from None
-    return Job(path, cells, tuple(document["metadata"].get("upstream", ())), declared, values)
+    return Job(path, cells, *(tuple(document["metadata"].get(name, ())) for name in ("upstream", "reads")), declared, values)
 
 def parse_parameters(source):
     """The literal assignments of a parameters cell as name -> (default, help).
@@ -121,7 +122,7 @@ def input_hash(job):
     read = ("lib/**/*.py", "lib/knowledge/**/*.*", "results/reported/*.csv")
     for path in sorted(path for pattern in read for path in REPOSITORY.glob(pattern)):
         digest.update(str(path.relative_to(REPOSITORY)).encode() + path.read_bytes())
-    for findings in (_upstream_findings(job, name) for name in job.upstream):
+    for findings in (_upstream_findings(job, name) for name in job.upstream + job.reads):
         digest.update(findings.read_bytes() if findings else b"none")
     if job.parameters.get("DATA_DIR"):
         data = REPOSITORY / job.parameters["DATA_DIR"]  # names and sizes: reading all would take too long
@@ -269,7 +270,7 @@ def run_jobs(jobs, *, force=False, stop_on_error=False, time_limit=None):
             status, detail = run_job(job, time_limit=time_limit)
         return status, (time.monotonic() - started) / 60, detail
     for job, after in zip(jobs, [*jobs[1:], None]):
-        if after and {*job.declared, *after.declared} == {"PROFILE"} and job.name not in after.upstream and not stop_on_error:
+        if after and {*job.declared, *after.declared} == {"PROFILE"} and job.name not in after.upstream + after.reads and not stop_on_error:
             aside[after.name] = _begin(settle, after)
         status, minutes, detail = aside[job.name].recv() if job.name in aside else settle(job)
         if status in ("failed", "not run"):

@@ -199,7 +199,7 @@ def stacked_bars(frame, *, label, part, value, axis, title=None):
     for at, total in enumerate(left):
         ax.text(total + 0.008 * longest, at, _number(total), va="center", fontsize=7.5, fontweight="bold")
     _rows(ax, labels, ylim=(len(labels) - 0.45, -0.55), xlabel=axis, xlim=(0, 1.08 * longest))
-    ax.xaxis.set_major_formatter(lambda number, _: f"{number:,g}")
+    ax.xaxis.set_major_formatter(lambda number, _: f"{number:,.9g}")
     return _titled(fig, title, [Patch(color=look[name], label=name) for name in parts] if len(parts) > 1 else ())
 
 def distributions(frame, *, value, group, axis, title=None):
@@ -220,7 +220,7 @@ def distributions(frame, *, value, group, axis, title=None):
     ax.grid(axis="x")
     if log:
         ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(lambda number, _: f"{number:,g}")  # 100 and 1,000, not powers of ten
+        ax.xaxis.set_major_formatter(lambda number, _: f"{number:,.9g}")  # 100 and 1,000, not powers of ten
         ax.xaxis.set_minor_formatter("")
     return _titled(fig, title)
 

@@ -2,7 +2,6 @@
 import contextlib
 import csv
 import fcntl
-import html
 import io
 import json
 import math
@@ -25,7 +24,6 @@ SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A
 BOLD_FINDING = re.compile(r"\*\*([^*\n]+)\*\*<!--\s*(100\*)?\s*(\w+)\s*-->")
 NUMBER = re.compile(r"([+\-\u2212]?)(\d[\d,]*)(?:\.(\d+))?")
 KNOWLEDGE = Path(__file__).resolve().with_name("knowledge")  # tables, wordings, templates
-STYLE = KNOWLEDGE / "page.css"  # of the HTML pages
 
 @dataclass(frozen=True)
 class Run:
@@ -194,9 +192,7 @@ def to_html(path, title):
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
     body, _ = HTMLExporter(template_name="basic", exclude_anchor_links=True).from_filename(str(path))
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-            f'<meta name="viewport" content="width=device-width">\n<style>{STYLE.read_text()}'
-            f'{HtmlFormatter().get_style_defs(".highlight")}</style></head>\n<body>{body}</body></html>\n')
+    return fill_template("page.html", title=title, body=body, highlight=HtmlFormatter().get_style_defs(".highlight"))
 
 @contextlib.contextmanager
 def staging_folder(name):
@@ -241,10 +237,13 @@ def fill_template(name, **values):
     return Environment(loader=FileSystemLoader(KNOWLEDGE), trim_blocks=True, keep_trailing_newline=True).get_template(name).render(values)
 
 def write_index():
-    """Write results/README.md: of each finished notebook the title, answer, main figure and table, and links."""
+    """Write results/README.md and index.html: of each finished notebook the title, answer, main figure and table, and links."""
+    from nbconvert.filters import markdown2html
     found = {profile: sorted(results_root().glob(f"{profile}/*/findings.json")) for profile in SHOWN_PROFILES}
     entries = {profile: [_index_entry(findings.parent) for findings in paths] for profile, paths in found.items()}
-    write_atomically(results_root() / "README.md", fill_template("index.md", profiles=entries))
+    text = fill_template("index.md", profiles=entries)
+    write_atomically(results_root() / "README.md", text)
+    write_atomically(results_root() / "index.html", fill_template("page.html", title="Results", body=markdown2html(text), sortable=True))
 def _index_entry(folder):
     provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     cells = json.loads((folder / f"{folder.name}.ipynb").read_text(encoding="utf-8"))["cells"]

@@ -385,6 +385,15 @@ def test_upstream_must_have_run_and_its_findings_count_as_input(notebook, capsys
     assert not batch.is_current(batch.plan(["02"], "small", [])[0])
 
 
+def test_what_is_only_read_need_not_be_there_but_counts_as_input(notebook, capsys):
+    notebook("01_first")
+    notebook("02_second", reads=["01_first"])
+    assert batch.main(["02"]) == 0
+    assert batch.is_current(batch.plan(["02"], "small", [])[0])
+    assert batch.main(["01"]) == 0
+    assert not batch.is_current(batch.plan(["02"], "small", [])[0])
+
+
 # ---- neighbours that only read results, two at a time ----
 
 MEET = """import os, time

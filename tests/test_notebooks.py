@@ -111,6 +111,7 @@ def test_the_last_cell_saves_the_findings(name):
 def test_upstream_names_earlier_notebooks(name):
     job = batch.read_job(REPOSITORY / "notebooks" / f"{name}.ipynb")
     assert set(job.upstream) <= {other for other in NAMES if other < name}
+    assert all(other < name for other in job.reads)
 
 
 @EVERY
