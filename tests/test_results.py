@@ -189,3 +189,8 @@ def test_index_shows_answer_figure_and_table(places):
     assert "### 01 · Why?\n\n**1**.\n\nBackend: controlled-world.\n\n| a\\|b |\n| --- |\n| x\\|y |" in index
     assert "10 more rows" in index
     assert "[scores](small/01_trial/tables/scores.csv)" in index
+    page = (results.results_root() / "index.html").read_text()
+    assert page.count("<td>x|y</td>") == 30
+    assert '<a href="small/01_trial/tables/scores.csv">scores</a>' in page
+    assert "addEventListener" in page, "its tables can be sorted"
+    assert not [word for word in ("http://", "https://", "src=\"/") if word in page]
