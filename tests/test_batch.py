@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from lib import batch, results
-from tests.conftest import END, PARAMETERS, START, contents
+from tests.conftest import PARAMETERS, START, contents
+from tests.fill import fill_sources
 
 
 def summary(capsys):
@@ -214,7 +215,7 @@ def test_fill_puts_findings_into_the_sources(good):
     path, *_ = good
     readme = path.parent.parent / "README.md"
     readme.write_text("It is **9.0**<!--n01_value-->.")
-    assert batch.main(["--fill"]) == 0
+    assert list(fill_sources(batch.plan([], "small", [])))
     assert readme.read_text() == "It is **1.0**<!--n01_value-->."
     cell = json.loads(path.read_text())["cells"][0]
     assert "It is **1.00**<!--value-->" in "".join(cell["source"])
@@ -383,81 +384,6 @@ def test_upstream_must_have_run_and_its_findings_count_as_input(notebook, capsys
     assert batch.is_current(batch.plan(["02"], "small", [])[0])
     (results.results_root() / "small/01_first/findings.json").write_text('{"value": 2}')
     assert not batch.is_current(batch.plan(["02"], "small", [])[0])
-
-
-# ---- neighbours that only read results, two at a time ----
-
-MEET = """import os, time
-from pathlib import Path
-(Path(os.environ["RUNS_ROOT"]) / run.notebook).touch()
-end = time.monotonic() + 60
-while len(list(Path(os.environ["RUNS_ROOT"]).iterdir())) < 2:
-    assert time.monotonic() < end, "nobody came"
-    time.sleep(0.05)"""
-
-
-@pytest.fixture
-def reader(notebook):
-    """Write a notebook whose only parameter is PROFILE."""
-    def write(name, *cells, upstream=()):
-        start, end = START.replace(", SEEDS=SEEDS, RATE=RATE, LANGUAGES=LANGUAGES", ""), END.replace("SEEDS", "1")
-        notebook(name, *cells, upstream=upstream, parameters='PROFILE = "small"  # whose runs', start=start, end=end)
-    return write
-
-
-def test_two_readers_run_at_the_same_time_and_neither_harms_the_other(notebook, reader, capsys):
-    """11 and 12 wait for each other. 13 reads 12, so it must wait for it; the order of the table is that of the notebooks."""
-    notebook("10_first")
-    reader("11_bad", MEET, "time.sleep(3)\n1 / 0")  # it ends after 12
-    reader("12_good", MEET)
-    reader("13_needs_12", upstream=["12_good"])
-    reader("14_needs_11", upstream=["11_bad"])
-    assert batch.main([]) == 1
-    seen = summary(capsys)
-    assert [(name, status) for name, (status, _) in seen.items()] == [
-        ("10_first", "done"), ("11_bad", "failed"), ("12_good", "done"), ("13_needs_12", "done"), ("14_needs_11", "not run")]
-    assert "ZeroDivisionError" in seen["11_bad"][1]
-    assert "tables: 1, figures: 0" in seen["12_good"][1]
-    assert not list(results.results_root().glob(".staging-*"))
-    assert batch.main([]) == 1
-    assert [status for status, _ in summary(capsys).values()] == ["unchanged", "failed", "unchanged", "unchanged", "not run"]
-
-
-def test_notebooks_with_parameters_of_their_own_run_alone(notebook, reader, capsys):
-    """They train or measure, and a neighbour would disturb the clock; `--stop-on-error` runs nothing ahead."""
-    notebook("01_trains", MEET.replace("60", "3"))
-    notebook("02_trains", MEET)
-    assert batch.main([]) == 1
-    assert "nobody came" in summary(capsys)["01_trains"][1]
-    reader("11_bad", "1 / 0")
-    reader("12_reads")
-    assert batch.main(["11", "12", "--stop-on-error"]) == 1
-    assert [status for status, _ in summary(capsys).values()] == ["failed", "not run"]
-
-
-@pytest.mark.parametrize("end", ["a signal", "Ctrl-C", "one is killed"])
-def test_an_end_of_the_batch_ends_both_readers(reader, end):
-    for name in ("11_one", "12_two"):
-        reader(name, "import time\ntime.sleep(600)")
-    process = start_batch()
-    wait_for(lambda: len(kernels(process)) == 2 and len(list(results.results_root().glob(".staging-*/*.ipynb"))) == 2)
-    family = psutil.Process(process.pid).children(recursive=True)
-    (beside,) = [child for child in psutil.Process(process.pid).children() if child not in kernels(process)]
-    if end == "one is killed":
-        for kernel in kernels(process):
-            if kernel.ppid() == process.pid:
-                kernel.kill()
-        beside.kill()
-    else:
-        for each in [beside, process] if end == "Ctrl-C" else [process]:  # a terminal sends it to both
-            each.send_signal(signal.SIGINT if end == "Ctrl-C" else signal.SIGTERM)
-    shown, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "interrupted" in shown
-    assert "Traceback" not in shown
-    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in family), 20)
-    results.tidy()
-    assert not list(results.results_root().glob(".staging-*"))
 
 
 # ---- the kernel ----
