@@ -126,7 +126,7 @@ def speed_up(model, layers, names):
     if "activation_checkpointing" in names:  # what attention gave is kept, all else of a layer is computed again
         kept = [torch.ops.aten._scaled_dot_product_flash_attention.default, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
                 torch.ops.aten._scaled_dot_product_efficient_attention.default, torch.ops.aten._scaled_dot_product_cudnn_attention.default]
-        model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": functools.partial(create_selective_checkpoint_contexts, kept)})
+        model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": functools.partial(create_selective_checkpoint_contexts, kept)})
     if "compile" in names:
         for layer in layers:  # all are alike, so that it is compiled once
             layer.compile()

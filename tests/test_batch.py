@@ -396,3 +396,65 @@ def test_the_kernel_is_this_environments_whatever_the_user_has(notebook, places,
     notebook("01_trial", f"import os, sys\nassert sys.executable == {sys.executable!r}\n"
                          f"assert os.getcwd() == {str(results.REPOSITORY)!r}")
     assert batch.main([]) == 0
+
+
+# ---- what it would cost, and a batch job ----
+
+def test_a_dry_run_shows_stages_and_recipes_and_trains_nothing(places, monkeypatch, capsys):
+    """By hand: 1e9 tokens of (6 x 8.03e9 + 12 x 32 x 4096 x 2048) FLOPs, at half of 989e12 a second, are 28.9 hours."""
+    monkeypatch.delenv("NOTEBOOKS_DIR")
+    assert batch.main(["02", "04", "--profile", "full", "--dry-run", "-p", "MFU", "0.5", "-p", "BASE_MODEL", "meta-llama/Meta-Llama-3-8B"]) == 0
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.split("\n") if "inject-papers_books-8B" in line]  # 04 takes it from 02
+    assert line.split() == "02 inject-papers_books-8B 8.03 1 5.14e+19 118 1 H200 28.9 28.9 - -".split()
+    assert "9 of 9 stages computed, each once" in shown
+    assert batch.main(["02", "--dry-run", "-p", "DEVICE", "V100"]) == 1
+    assert "DEVICE is one of A100, H100" in capsys.readouterr().out
+    assert not list((places / "runs_root").iterdir())
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A copy of the scripts with a fake environment, and a fake Slurm that runs a copy of the job elsewhere, as the real one does."""
+    home, tools = tmp_path / "home", tmp_path / "tools"
+    scripts = {home / ".venv/bin/python": 'echo "$RUNS_ROOT|$RESULTS_ROOT|$*"; [ -z "${NAP:-}" ] || exec sleep "$NAP"',
+               tools / "sbatch": f'cp "$1" {tmp_path}/job; shift; SLURM_JOB_ID=7 SLURM_SUBMIT_DIR=$PWD exec bash {tmp_path}/job "$@"',
+               tools / "srun": 'exec "$@"', tools / "scontrol": 'echo "scontrol $*"'}
+    for path, text in scripts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+    for name in ("run_all.sh", "environment.yml", "environment.lock", "lib/knowledge/slurm.sh"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes((results.REPOSITORY / name).read_bytes())
+    (home / "run_all.sh").chmod(0o755)
+    pins = subprocess.run("cat environment.yml environment.lock | cksum", shell=True, cwd=home, capture_output=True, text=True, check=True)
+    (home / ".venv/.set-up-for").write_text(pins.stdout)
+    for name in ("CONDA_PREFIX", "RUNS_ROOT", "RESULTS_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    return home, f"{tools}:/usr/bin:/bin"
+
+
+def test_slurm_hands_its_arguments_to_the_full_profile(cluster, monkeypatch):
+    home, path = cluster
+    call = [str(home / "run_all.sh"), "slurm", "02", "-p", "BASE_MODEL", "a b"]
+    refused = subprocess.run(call, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "there is no sbatch here" in refused.stderr
+    monkeypatch.setenv("PATH", path)
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{home}/runs|{home}/results|-m lib.batch --profile full 02 -p BASE_MODEL a b\n"
+
+
+def test_a_job_whose_time_is_up_goes_back_into_the_queue(cluster, monkeypatch):
+    home, path = cluster
+    monkeypatch.setenv("PATH", path)
+    monkeypatch.setenv("NAP", "5")
+    process = subprocess.Popen([str(home / "run_all.sh"), "slurm"], stdout=subprocess.PIPE, text=True)
+    assert "-m lib.batch --profile full" in process.stdout.readline()
+    process.terminate()
+    assert process.stdout.readline() == "the time is nearly up: back into the queue\n"
+    assert process.stdout.readline() == "scontrol requeue 7\n"
+    assert process.wait(timeout=60) != 0
