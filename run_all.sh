@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up what is missing, then execute the notebooks (./run_all.sh --help), the tests (tests) or JupyterLab (lab).
+# Set up what is missing, then execute the notebooks (./run_all.sh --help), the tests (tests), JupyterLab (lab) or a batch job (slurm).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export PYTHONNOUSERSITE=1 CONDA_ALWAYS_YES=true MAMBA_ALWAYS_YES=true # packages of the user's own would shadow the pins
@@ -63,6 +63,11 @@ fi
 
 case "${1:-}" in
 tests) exec "$python" -m pytest "${@:2}" ;;
+slurm)
+    command -v sbatch >/dev/null || { echo "refused: there is no sbatch here; call this on a login node of a Slurm cluster" >&2; exit 2; }
+    exec sbatch lib/knowledge/slurm.sh "${@:2}"
+    ;;
+--fill) PYTHONPATH=$PWD exec "$python" -m tests.fill "${@:2}" ;;
 lab) PYTHONPATH=$PWD exec "$python" -m jupyterlab "${@:2}" ;;
 *) exec "$python" -m lib.batch "$@" ;;
 esac

@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -17,9 +16,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
+import yaml
 from lib import results
 from lib.results import REPOSITORY, fill_answer, results_root, write_atomically
-
 # papermill and psutil are imported where they are used: skipping a finished run must not wait for them.
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ class Job:
     @property
     def title(self):
         return self.cells[0]["source"].split("\n")[0].lstrip("# ")
-
 def read_job(path, profile="small"):
     """A source with its defaults; raises ValueError where its `parameters` cell is missing, doubled or not literal."""
     document = json.loads(path.read_text(encoding="utf-8"))
@@ -55,7 +53,6 @@ def read_job(path, profile="small"):
         raise ValueError(f"{path.name} must have one cell tagged `parameters`, of plain `NAME = literal` lines, "
                          f"with PROFILE ({len(tagged)} tagged; {error})") from None
     return Job(path, cells, *(tuple(document["metadata"].get(name, ())) for name in ("upstream", "reads")), declared, values)
-
 def parse_parameters(source):
     """The literal assignments of a parameters cell as name -> (default, help).
     >>> parse_parameters('SEEDS = 2  # repeats of every run')
@@ -66,7 +63,6 @@ def parse_parameters(source):
         comment = lines[line.end_lineno - 1][line.end_col_offset:].decode().partition("#")[2]
         parameters[target.id] = (ast.literal_eval(line.value), comment.lstrip("# "))
     return parameters
-
 def parse_value(name, text, default):
     """A command-line value in the type of the notebook's default; raises ValueError where it does not fit.
     >>> parse_value("SEEDS", "3", 1), parse_value("RATE", "1", 0.5), parse_value("LANGUAGES", '["en"]', ["en", "zh"])
@@ -133,7 +129,6 @@ def _upstream_findings(job, name):
     """An earlier notebook's findings.json: of the same data, else of the profile; None where it has not run."""
     places = (job.folder.parent / name, results_root() / job.parameters["PROFILE"] / name)
     return next((place / "findings.json" for place in places if (place / "findings.json").exists()), None)
-
 def is_current(job):
     """Whether the result in place is whole and was made from the inputs of now."""
     with contextlib.suppress(OSError, ValueError, KeyError):
@@ -210,7 +205,6 @@ def check_executed(path):
         raise RuntimeError("papermill recorded an exception")
     if not (path.parent / "findings.json").exists():
         raise RuntimeError("findings.json was not written: the last cell must call save_findings(...)")
-
 def finish(job, staging, facts):
     """Quote the findings, strip clock and machine, refuse secrets, export HTML, complete provenance; return files."""
     path = staging / f"{job.name}.ipynb"
@@ -251,12 +245,10 @@ def _cause(error):
         return "the kernel died (killed, or out of memory)"
     cell = f"cell [{error.exec_count}]: {error.ename}: {error.evalue}" if hasattr(error, "exec_count") else ""
     return " ".join((cell or f"{type(error).__name__}: {error}").split())[:400]
-
 def run_jobs(jobs, *, force=False, stop_on_error=False, time_limit=None):
-    """Run the jobs in order, neighbours that only read results two at a time; yields (job, status, minutes, detail) of each, in order.
-    A notebook that can be given nothing but PROFILE only reads: it trains and measures nothing."""
-    broken, aside = [], {}  # notebooks that failed or did not run; name -> pipe of those that run beside their neighbour
-    def settle(job):
+    """Run the jobs in order; yields (job, status, minutes, detail) of each."""
+    broken = []  # notebooks that failed or did not run
+    for job in jobs:
         started = time.monotonic()
         needed = [name for name in job.upstream if name in broken or not _upstream_findings(job, name)]
         if broken and stop_on_error:
@@ -268,65 +260,29 @@ def run_jobs(jobs, *, force=False, stop_on_error=False, time_limit=None):
             status, detail = "unchanged", f"kept {results.hide_paths(str(job.folder))} (--force runs it again)"
         else:
             status, detail = run_job(job, time_limit=time_limit)
-        return status, (time.monotonic() - started) / 60, detail
-    for job, after in zip(jobs, [*jobs[1:], None]):
-        if after and {*job.declared, *after.declared} == {"PROFILE"} and job.name not in after.upstream + after.reads and not stop_on_error:
-            aside[after.name] = _begin(settle, after)
-        status, minutes, detail = aside[job.name].recv() if job.name in aside else settle(job)
         if status in ("failed", "not run"):
             broken.append(job.name)
-        yield job, status, minutes, detail
-def _begin(settle, job):
-    """Settle a job in a process of its own (papermill changes the environment); return the pipe that the outcome comes from."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    def run():
-        with contextlib.suppress(KeyboardInterrupt):
-            sender.send(settle(job))
-    multiprocessing.get_context("fork").Process(target=run, daemon=True).start()
-    sender.close()  # so that the end of the process is the end of the pipe
-    return receiver
-
-def fill_sources(jobs):
-    """Put the findings of results/small into the first cells of the sources and into the README; yields their paths.
-    In the README a finding is named after its notebook: n02_recall_base."""
-    known, readme = {}, jobs[0].path.parent.parent / "README.md"
-    for job in jobs:
-        findings = results_root() / "small" / job.name / "findings.json"
-        document = json.loads(job.path.read_text(encoding="utf-8"))
-        if findings.exists():
-            found = json.loads(findings.read_text(encoding="utf-8"))
-            known |= {f"n{job.name[:2]}_{name}": value for name, value in found.items()}
-            document["cells"][0]["source"] = fill_answer(job.cells[0]["source"], found).splitlines(keepends=True)
-            yield write_atomically(job.path, results.to_json(document, indent=1))
-    if readme.exists() and {quoted[2] for quoted in results.BOLD_FINDING.findall(readme.read_text(encoding="utf-8"))} <= set(known):
-        yield write_atomically(readme, fill_answer(readme.read_text(encoding="utf-8"), known))
-
+        yield job, status, (time.monotonic() - started) / 60, detail
 def describe(job):
     """What --list shows of a notebook: name, title, parameters with their defaults and comments."""
     lines = [f"    {f'{name} = {default!r}':30}  {text}" for name, (default, text) in job.declared.items()]
     return "\n".join([f"{job.name}    {job.title}", *lines])
-
 def parse_arguments(arguments):
     parser = argparse.ArgumentParser(prog="run_all.sh", description=__doc__, allow_abbrev=False)
-    parser.add_argument("notebooks", nargs="*", help="numbers or prefixes, e.g. 04; none: all")
-    parser.add_argument("--profile", default="small", help="smoke, small (default) or full")
-    parser.add_argument("-p", nargs="+", action="append", default=[], metavar=("NAME", "VALUE"), dest="given",
-                        help="a parameter of the notebook; see --list")
-    parser.add_argument("--list", action="store_true", help="show the notebooks and their parameters")
-    parser.add_argument("--force", action="store_true", help="run also what has not changed (trained stages are kept)")
-    parser.add_argument("--stop-on-error", action="store_true", help="run nothing after a failure")
-    parser.add_argument("--keep-going", dest="stop_on_error", action="store_false", help="run what can run (default)")
-    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="for each notebook")
-    parser.add_argument("--fill", action="store_true", help="put the findings of results/small into the first cells")
+    parser.register("type", "float", float)
+    for names, told in yaml.safe_load((results.KNOWLEDGE / "arguments.yaml").read_text(encoding="utf-8")):
+        parser.add_argument(*names, **told)
     return parser.parse_intermixed_args(arguments)
 
 def main(arguments=None):
     """Run the batch; the exit status is 0 if all went well, 1 if any failed, 2 if the call was refused."""
     options = parse_arguments(arguments)
     try:
-        jobs = plan(options.notebooks, options.profile, options.given)
-        if options.fill or options.list:
-            print(*(fill_sources(jobs) if options.fill else map(describe, jobs)), sep="\n")
+        if options.dry_run:
+            options.given.append(["NOTEBOOKS", " ".join(job.name[:2] for job in plan(options.notebooks, options.profile, []))])
+        jobs = plan(["15"] if options.dry_run else options.notebooks, options.profile, options.given)
+        if options.list:
+            print(*map(describe, jobs), sep="\n")
             return 0
     except ValueError as error:
         print(f"refused: {error}", file=sys.stderr)
@@ -339,10 +295,12 @@ def main(arguments=None):
         for job, status, minutes, detail in run_jobs(jobs, force=options.force, stop_on_error=options.stop_on_error, time_limit=options.time_limit):
             rows.append((job.name, status, f"{minutes:.1f}", detail))
             print("\r\033[K" * sys.stdout.isatty() + f"{job.name}: {status}, {minutes:.1f} min", flush=True)
-    except (KeyboardInterrupt, EOFError):  # the second: a process beside this one was killed
+    except KeyboardInterrupt:
         rows.append((jobs[len(rows) - 1].name, "interrupted", "", "the next call goes on from the last checkpoint"))
     width = max(len(row[0]) for row in rows)
     print("", *(f"{row[0]:{width}}  {row[1]:11}  {row[2]:>7}  {row[3]}" for row in rows), sep="\n")
+    if options.dry_run and rows[1][1] in ("done", "unchanged"):
+        print((jobs[0].folder / "plan.txt").read_text())
     results.write_index()
     return 0 if all(status in ("done", "unchanged") for _, status, *_ in rows[1:]) else 1
 

@@ -1,21 +1,12 @@
 """Tokenise documents, pack them into rows with document boundaries, and mix sources by weight."""
 import functools
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict, namedtuple
 from dataclasses import dataclass
-from typing import NamedTuple
 import numpy as np
 from lib import filters, sources, world
 IGNORE_INDEX = -100
-# Rows of each source per period. PMC-LLaMA section 3.1 gives 15:4:1; the others take one ingredient away at the same tokens.
-MIXTURES = {
-    "papers_books": {"book": 15, "paper": 4, "general": 1},
-    "papers": {"paper": 19, "general": 1},
-    "no_general": {"book": 15, "paper": 4},
-    # The open real files hold no textbooks: reference articles take their place, and dialogues are a source of their own.
-    "public": {"reference": 12, "abstract": 4, "dialogue": 3, "general": 1},
-    "public_no_general": {"reference": 12, "abstract": 4, "dialogue": 3},
-    "public_abstracts": {"abstract": 19, "general": 1}}
+MIXTURES = world.read_yaml("ablations.yaml")["mixtures"]  # name -> {source: rows of it per period}
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 PUBLIC_ROLES = {"reference": "web", "abstract": "paper", "dialogue": "dialogue"}  # source of a mixture -> kind of a public set
 
@@ -35,12 +26,7 @@ class Packed:
     def tokens(self):
         """Number of tokens, padding not counted."""
         return int(self.pieces[:, 2].sum())
-
-class Cleaned(NamedTuple):
-    """What the filters kept and dropped."""
-    documents: dict   # source -> kept records
-    dropped: list     # of {id, source, language, reason, sample}
-
+Cleaned = namedtuple("Cleaned", "documents dropped")  # source -> kept records; list of {id, source, language, reason, sample}
 @dataclass(frozen=True)
 class Prepared:
     """Text ready for training: per source the cleaned documents and their rows, what is held out, what was dropped."""
@@ -57,7 +43,6 @@ def world_sources(profile, language="en", *, fictional=False, seed=0):
             "paper": world.papers(known, language, documents=profile.papers, seed=seed),
             "web": world.web_pages(known, language, documents=profile.web_pages, seed=seed),
             "general": world.general_text(known, language, documents=profile.general_pages, seed=seed)}
-
 def load_sources(profile, data_dir="", *, languages=("en",), more=(), seed=0):
     """{source: records} as they come: of the controlled world, or of the real files in `data_dir` (English) plus general text.
     more: names of sets that are too large to be read unasked (S2ORC, PMC, textbooks, a crawl); their source is their kind."""
@@ -70,7 +55,6 @@ def load_sources(profile, data_dir="", *, languages=("en",), more=(), seed=0):
         return found | {"general": world_sources(profile, seed=seed)["general"]}
     per_language = [world_sources(profile, language, seed=seed) for language in languages]
     return {source: [record for made in per_language for record in made[source]] for source in per_language[0]}
-
 def clean_sources(raw):
     """{source: records} after the filters, and what they dropped: a Cleaned with `documents` and `dropped`."""
     kept, dropped, last = {}, [], [filters.duplicates()]  # one memory: a copy in another source is a copy
@@ -81,7 +65,6 @@ def clean_sources(raw):
         if not kept[source]:
             raise ValueError(f"source {source!r}: none of its {len(records)} documents passed the filters")
     return Cleaned(kept, dropped)
-
 def prepare(raw, profile, *, tokenizer=None, held_out_share=0.05):
     """Clean, split by document, tokenise and pack {source: records}; a tokenizer is trained where none is given."""
     kept, dropped = clean_sources(raw)
@@ -93,7 +76,6 @@ def prepare(raw, profile, *, tokenizer=None, held_out_share=0.05):
     rows = functools.partial(pack_records, tokenizer=tokenizer, sequence_length=profile.sequence_length)
     return Prepared(tokenizer, training, {source: rows(part[0]) for source, part in parts.items()},
                     {source: rows(part[1]) for source, part in parts.items()}, dropped)
-
 def split_held_out(records, share):
     """(training, held-out) documents, parts of one document together; each holds one at least."""
     training, held = sources.split_documents(records, test_share=share, seed=0)
@@ -110,31 +92,24 @@ def pack_records(records, *, tokenizer, sequence_length):
     """Packed rows of the records' texts."""
     documents = encode(tokenizer, [record["text"] for record in records])
     return pack_documents(documents, sequence_length, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id)
-
 def mixed(prepared, name):
     """{source: (Packed, weight)} of one of MIXTURES, as lib.training.train takes it."""
     missing = set(MIXTURES[name]) - set(prepared.packed)
     if missing:
         raise ValueError(f"mixture {name!r} needs the source {', '.join(sorted(missing))}; there are {', '.join(prepared.packed)}")
     return {source: (prepared.packed[source], weight) for source, weight in MIXTURES[name].items()}
-
 def count_exposures(prepared, mixture, *, steps, rows_per_step, seed):
     """{fact: times it was stated} in the rows of the first `steps` steps; a cut document counts by its share of tokens."""
-    weights = tuple(weight for _, weight in mixture.values())
-    sizes = tuple(len(packed.input_ids) for packed, _ in mixture.values())
-    times = [np.zeros(size, int) for size in sizes]
-    for step in range(steps):
-        for source, row in rows_of_step(step, rows_per_step, weights=weights, sizes=sizes, seed=seed):
-            times[source][row] += 1
-    exposures = {}
-    for seen, (source, (packed, _)) in zip(times, mixture.items()):
-        lengths = np.bincount(packed.pieces[:, 1], weights=packed.pieces[:, 2])
-        tokens = np.bincount(packed.pieces[:, 1], weights=packed.pieces[:, 2] * seen[packed.pieces[:, 0]])
-        for record, share in zip(prepared.documents[source], tokens / lengths):
-            for fact, count in record["meta"].get("facts", {}).items():
-                exposures[fact] = exposures.get(fact, 0.0) + share * count
+    order = {"weights": tuple(weight for _, weight in mixture.values()), "sizes": tuple(len(packed.input_ids) for packed, _ in mixture.values())}
+    seen = Counter(row for step in range(steps) for row in rows_of_step(step, rows_per_step, seed=seed, **order))
+    exposures = Counter()
+    for number, (source, (packed, _)) in enumerate(mixture.items()):
+        row, document, length = packed.pieces.T
+        times = np.array([seen[number, each] for each in row.tolist()])
+        shares = np.bincount(document, weights=length * times) / np.bincount(document, weights=length)
+        for record, share in zip(prepared.documents[source], shares):
+            exposures.update({fact: share * count for fact, count in record["meta"].get("facts", {}).items()})
     return exposures
-
 def train_tokenizer(texts, vocabulary_size):
     """A byte-level BPE tokenizer (any text can be encoded) as a Hugging Face fast tokenizer."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -148,7 +123,6 @@ def train_tokenizer(texts, vocabulary_size):
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
-
 def encode(tokenizer, texts):
     """Token ids of each text, whole, without special tokens."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
@@ -157,7 +131,6 @@ def encode(tokenizer, texts):
     fast.no_truncation()
     fast.no_padding()
     return [encoding.ids for encoding in fast.encode_batch_fast(list(texts), add_special_tokens=False)]
-
 def count_tokens(tokenizer, texts):
     """Tokens of each text, without special tokens, as an array."""
     return np.array([len(ids) for ids in encode(tokenizer, texts)])
@@ -182,7 +155,6 @@ def pack_documents(documents, sequence_length, *, bos, eos):
             start += len(part)
         place += len(tokens)
     return _packed(pieces, sequence_length)
-
 def chunk_documents(documents, sequence_length, *, overlap, bos, eos):
     """MMedLM's chunks (section 4.2: 2,048 tokens, 512 of them said before): each piece of a document repeats the last `overlap` tokens of the
     piece before it, so that nothing is predicted without context. Pieces are put into rows best fit first.
@@ -193,7 +165,6 @@ def chunk_documents(documents, sequence_length, *, overlap, bos, eos):
               for start in range(0, max(1, len(tokens) - overlap), sequence_length - overlap)]
     rows = _best_fit([len(tokens) for _, tokens in pieces], sequence_length)
     return _packed([(row, *pieces[piece], pieces[piece][1]) for row, members in enumerate(rows) for piece in members], sequence_length)
-
 def pack_examples(examples, sequence_length):
     """Put whole (prompt ids, response ids) examples into rows, best fit first; only the response is learned.
     Raises ValueError for an example that is longer than a row: it must be shortened where it is made.
@@ -248,7 +219,6 @@ def mixture_pattern(weights):
 @functools.lru_cache(maxsize=64)
 def _permutation(seed, source, epoch, rows):
     return np.random.default_rng([seed, source, epoch]).permutation(rows)
-
 def rows_of_step(step, rows_per_step, *, weights, sizes, seed):
     """(source, row) of every row in the global batch of one step: a pure function, so resuming costs nothing.
     weights: rows of each source per period (15, 4, 1). sizes: packed rows of each source; every pass over them has its own seeded order."""

@@ -1,38 +1,37 @@
 """Load a base model by name or make a tiny one; LoRA; parameters and FLOPs per token."""
-
+import functools
 import hashlib
 import inspect
 import json
+import time
 import warnings
 from pathlib import Path
-
 import torch
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging
-
+from transformers.utils import is_flash_attn_2_available, logging
+from lib.corpora import IGNORE_INDEX
 logging.disable_progress_bar()  # notebooks keep one line a stage, not a bar a file
-
-# Attention projections that MMedLM adapted per architecture (README of MMedLM; PAPERS A1.3 L8), else all linear layers.
-LORA_TARGETS = {"llama": ["q_proj", "v_proj"], "mistral": ["q_proj", "v_proj"], "qwen2": ["q_proj", "v_proj"], "qwen3": ["q_proj", "v_proj"],
-                "internlm": ["q_proj", "v_proj"], "internlm2": ["wqkv"], "bloom": ["query_key_value"]}
+# Half precision is worth it only where the processor multiplies bfloat16 natively.
+CPU_HAS_BF16 = "avx512_bf16" in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "")
+LOSS_CHUNK = 256  # rows of the logits that exist at one time
 
 def new_model(architecture, tokenizer, *, seed):
     """A Llama-style model with random weights from an Architecture of lib.profiles, for that tokenizer."""
     if len(tokenizer) > architecture.vocabulary_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the model only {architecture.vocabulary_size}")
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(
-        hidden_size=architecture.hidden_size, num_hidden_layers=architecture.layers, num_attention_heads=architecture.heads,
-        num_key_value_heads=architecture.heads, intermediate_size=architecture.intermediate_size, tie_word_embeddings=True,
-        vocab_size=architecture.vocabulary_size, max_position_embeddings=architecture.context, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id))
-
+    return LlamaForCausalLM(llama_config(architecture, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+                                         eos_token_id=tokenizer.eos_token_id))
+def llama_config(architecture, **tokens):
+    """An Architecture in the words of transformers; input and output embedding are one."""
+    return LlamaConfig(hidden_size=architecture.hidden_size, num_hidden_layers=architecture.layers, num_attention_heads=architecture.heads,
+                       num_key_value_heads=architecture.heads, intermediate_size=architecture.intermediate_size, tie_word_embeddings=True,
+                       vocab_size=architecture.vocabulary_size, max_position_embeddings=architecture.context, **tokens)
 def load_model(source, *, revision=None, dtype=torch.float32, device=None):
     """A causal language model and its tokenizer from a local folder or, with a pinned revision, from the hub.
-
     The folder may hold a LoRA adapter: its base is loaded and the adapter is added to the weights. Only safetensors weights are
-    read and no code from the checkpoint is run. Raises FileNotFoundError for a folder that does not hold a model.
-    """
+    read and no code from the checkpoint is run. Raises FileNotFoundError for a folder that does not hold a model."""
     local = Path(source)
     if (local / "adapter_model.safetensors").exists():
         from peft import PeftModel
@@ -46,28 +45,30 @@ def load_model(source, *, revision=None, dtype=torch.float32, device=None):
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.to(device or best_device()).eval(), tokenizer
-
 def _base_of(adapter):
     """What a LoRA adapter was trained on: a model folder, told relative to the adapter's where this project saved it, or a hub name."""
     base = json.loads((Path(adapter) / "adapter_config.json").read_text())["base_model_name_or_path"]
     return (Path(adapter) / base).resolve() if (Path(adapter) / base).is_dir() else base
-
 def load_tokenizer(source):
     """The tokenizer of a pretrained model; None for "", where the profile trains its own."""
     return AutoTokenizer.from_pretrained(source) if source else None
-
 def best_device():
     """cuda where there is a GPU, else cpu."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def resolve_precision(precision):
+    """float32 or bfloat16 for "auto", whichever this machine trains faster in; ValueError for anything else."""
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"precision {precision!r}: choose auto, float32 or bfloat16")
+    return precision if precision != "auto" else "bfloat16" if torch.cuda.is_available() or CPU_HAS_BF16 else "float32"
 
 def add_lora(model, *, rank=16, alpha=32, dropout=0.05, targets=None, seed=0):
     """The model with LoRA adapters (Hu et al. 2021); defaults of MMedLM's parameter-efficient fine-tuning."""
     from peft import LoraConfig, get_peft_model
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known  # query and value projections, as MMedLM's, by their names
     torch.manual_seed(seed)
-    targets = targets or LORA_TARGETS.get(model.config.model_type, "all-linear")
+    targets = targets or known.get(model.config.model_type, "all-linear")
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft asks for it
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"))
-
 def decoder_arguments(model):
     """What the decoder takes, dropout turned off. ValueError if more than the output layer makes the logits (Gemma 2)."""
     decoder, ids = model.eval().get_decoder(), torch.ones(1, 1, dtype=torch.long, device=model.device)
@@ -80,18 +81,18 @@ def decoder_arguments(model):
 def count_parameters(model):
     """Number of weights; tied ones count once."""
     return sum(p.numel() for p in model.parameters())
-
 def training_flops_per_token(parameters, *, layers, hidden_size, sequence_length, frozen=0):
     """Floating-point operations of forward and backward per token: 6N + 12 L d S (PaLM, appendix B); no gradient, 2N less, for frozen weights.
-
     >>> training_flops_per_token(8_030_000_000, layers=32, hidden_size=4096, sequence_length=4096)
-    54622450944
-    """
+    54622450944"""
     return 6 * parameters - 2 * frozen + 12 * layers * hidden_size * sequence_length
-
+def model_flops_per_token(model, sequence_length):
+    """FLOPs of one token of training this model, frozen weights counted as such."""
+    config = model.config.get_text_config()
+    return training_flops_per_token(count_parameters(model), layers=config.num_hidden_layers, hidden_size=config.hidden_size,
+                                    sequence_length=sequence_length, frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad))
 def matmul_rate(*, dtype=torch.float32, size=1024, repeats=6):
     """Best measured matrix-multiply rate of this machine in FLOP/s, the ceiling that training speed is compared with."""
-    import time
     a, best = torch.randn(size, size, device=best_device()).to(dtype), 0.0
     for _ in range(repeats):
         start = time.perf_counter()
@@ -100,7 +101,11 @@ def matmul_rate(*, dtype=torch.float32, size=1024, repeats=6):
         float(b[0, 0])  # waits for the device
         best = max(best, 4 * 2 * size ** 3 / (time.perf_counter() - start))
     return best
-
+def matmul_peak(precision):
+    """FLOP/s that MFU is measured against: 989e12 on an H100 or H200 (dense bf16), elsewhere this machine's measured rate."""
+    if torch.cuda.is_available() and "H" in torch.cuda.get_device_name(0).split()[-1][:2]:
+        return 989e12
+    return matmul_rate(dtype=getattr(torch, precision))
 def model_fingerprint(source, *, revision=None):
     """A hash that names the weights: of the files of a local folder, or of hub name and revision."""
     folder = Path(source)
@@ -110,6 +115,54 @@ def model_fingerprint(source, *, revision=None):
     digest = hashlib.sha256(model_fingerprint(_base_of(folder)).encode() if adapter else b"")
     for path in sorted(folder.glob("*.safetensors")) + [folder / "config.json"] * (not adapter):
         with open(path, "rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()[:16]
+
+# --- the loss, and what makes it faster ----------------------------------------------------------------------------------
+def speed_up(model, layers, names):
+    """Switch on compile, activation_checkpointing, variable_length_attention (CUDA alone: elsewhere its backward pass does not exist)."""
+    if "variable_length_attention" in names and torch.cuda.is_available():
+        model.set_attn_implementation("flash_attention_2" if is_flash_attn_2_available() else "flex_attention")
+    if "activation_checkpointing" in names:  # what attention gave is kept, all else of a layer is computed again
+        kept = [torch.ops.aten._scaled_dot_product_flash_attention.default, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+                torch.ops.aten._scaled_dot_product_efficient_attention.default, torch.ops.aten._scaled_dot_product_cudnn_attention.default]
+        model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": functools.partial(create_selective_checkpoint_contexts, kept)})
+    if "compile" in names:
+        for layer in layers:  # all are alike, so that it is compiled once
+            layer.compile()
+def loss_sum(model, input_ids, labels, position_ids):
+    """Summed cross-entropy of the labels, each predicted from the position before it; logits exist in chunks only.
+    With no attention mask and restarting position ids transformers masks every document from the others; flash attention takes one long row."""
+    shape = (1, -1) if model.config._attn_implementation.startswith("flash") else input_ids.shape
+    hidden = model.get_decoder()(input_ids=input_ids.reshape(shape), position_ids=position_ids.reshape(shape), use_cache=False).last_hidden_state
+    hidden, targets = hidden.reshape(*labels.shape, -1), labels[:, 1:]
+    wanted = targets != IGNORE_INDEX
+    return LinearCrossEntropy.apply(hidden[:, :-1][wanted], model.get_output_embeddings().weight, targets[wanted])
+class LinearCrossEntropy(torch.autograd.Function):
+    """Output projection and summed cross-entropy in one pass, in chunks, gradients formed in the forward pass.
+    Only positions with a label come in, and (chunk, vocabulary) logits are the largest thing that ever exists. A probability below the smallest
+    float32 (1e-38) is taken as that."""
+    @staticmethod
+    def forward(ctx, hidden, weight, targets):
+        vocabulary, total = weight.shape[0], torch.zeros((), device=hidden.device)
+        hidden_gradient, learned = torch.empty_like(hidden), ctx.needs_input_grad[1]
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if learned else None
+        logits = torch.empty(LOSS_CHUNK, vocabulary, dtype=hidden.dtype, device=hidden.device)  # reused: no new pages per chunk
+        chances = torch.empty(LOSS_CHUNK, vocabulary, dtype=torch.float32, device=hidden.device)
+        for start in range(0, hidden.shape[0], LOSS_CHUNK):
+            part, target = hidden[start:start + LOSS_CHUNK], targets[start:start + LOSS_CHUNK, None]
+            z, p = logits[:len(part)], chances[:len(part)]
+            torch.mm(part, weight.T, out=z)
+            torch.softmax(z, -1, dtype=torch.float32, out=p)
+            total -= p.gather(1, target).clamp_min_(torch.finfo(torch.float32).tiny).log_().sum()
+            p.scatter_add_(1, target, p.new_full((len(part), 1), -1.0))  # softmax - one_hot: the gradient of the logits
+            z.copy_(p)
+            torch.mm(z, weight, out=hidden_gradient[start:start + LOSS_CHUNK])
+            if learned:
+                weight_gradient += z.T @ part
+        ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype) if learned else None)
+        return total
+    @staticmethod
+    def backward(ctx, gradient):
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        return *(part if part is None else part * gradient.to(part.dtype) for part in (hidden_gradient, weight_gradient)), None

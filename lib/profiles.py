@@ -1,26 +1,15 @@
 """The three profiles: how large the models, corpora and exams are on a test run, a laptop and a GPU node."""
-from dataclasses import dataclass, make_dataclass
+from dataclasses import make_dataclass
 import yaml
 from lib.results import KNOWLEDGE
 SETTINGS = yaml.safe_load((KNOWLEDGE / "profiles.yaml").read_text(encoding="utf-8"))
 
-@dataclass(frozen=True)
-class Architecture:
-    """A Llama-style model that is trained from scratch."""
-    hidden_size: int
-    layers: int
-    heads: int
-    intermediate_size: int
-    vocabulary_size: int = 4096
-    context: int = 4096  # positions
-    learning_rate_scale: float = 1.0  # of the profile's learning rates for base and injection
-    @property
-    def parameters(self):
-        """Number of weights, with input and output embedding tied.
-        >>> Architecture(192, 3, 3, 512).parameters
-        2114880"""
-        block = 4 * self.hidden_size ** 2 + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        return self.vocabulary_size * self.hidden_size + self.layers * block + self.hidden_size
+def fields_of(part):
+    """What make_dataclass takes of a part of profiles.yaml: a field a line, with its default."""
+    return [(name, object) if value is None else (name, object, tuple(value) if isinstance(value, list) else value)
+            for name, value in SETTINGS[part].items()]
+class Architecture(make_dataclass("Shape", fields_of("architecture"), frozen=True)):
+    """A Llama-style model that is trained from scratch; lib/knowledge/profiles.yaml explains its fields."""
 
 class Profile(make_dataclass("Settings", SETTINGS["profiles"], frozen=True)):
     """Everything that differs between a test, a laptop and a GPU node: a field for each line of lib/knowledge/profiles.yaml, which explains it.

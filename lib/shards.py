@@ -34,7 +34,6 @@ class Rows:
             return tokens
         start, place = np.unpackbits(starts, count=len(tokens)).astype(bool), np.arange(len(tokens))
         return np.where(start, corpora.IGNORE_INDEX, tokens) if self.name == "labels" else place - np.maximum.accumulate(np.where(start, place, 0))
-
 class Shards(NamedTuple):
     """What training reads of a Packed, from the disk: the same rows as `corpora.pack_documents` makes of one task's documents."""
     input_ids: Rows
@@ -64,7 +63,6 @@ def write_shard(path, documents, sequence_length, *, bos, eos, vocabulary_size):
     write_atomically(f"{path}.starts", np.packbits(starts.reshape(rows, sequence_length), axis=1).tobytes())
     os.replace(f"{path}.tmp", f"{path}.tokens")
     return {"rows": rows, "documents": len(lengths), "tokens": tokens, "sha256": digest.hexdigest()}
-
 def load_shards(folder):
     """{source: Shards} of a folder that `build` has finished; ValueError where a shard is missing or has another size than its manifest says."""
     folder = Path(folder)
@@ -172,7 +170,6 @@ def build(data_dir, output, *, engine="local", options=None, tasks=1, **settings
     return last.run()
 def _listed_signature(grams):
     return filters.signature(grams).tolist()
-
 def main(arguments):
     """usage: python -m lib.shards SETTINGS (a copy of lib/knowledge/corpus.yaml)"""
     if len(arguments) != 1:

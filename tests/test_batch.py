@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from lib import batch, results
-from tests.conftest import END, PARAMETERS, START, contents
+from tests.conftest import PARAMETERS, START, contents
+from tests.fill import fill_sources
 
 
 def summary(capsys):
@@ -214,7 +215,7 @@ def test_fill_puts_findings_into_the_sources(good):
     path, *_ = good
     readme = path.parent.parent / "README.md"
     readme.write_text("It is **9.0**<!--n01_value-->.")
-    assert batch.main(["--fill"]) == 0
+    assert list(fill_sources(batch.plan([], "small", [])))
     assert readme.read_text() == "It is **1.0**<!--n01_value-->."
     cell = json.loads(path.read_text())["cells"][0]
     assert "It is **1.00**<!--value-->" in "".join(cell["source"])
@@ -394,81 +395,6 @@ def test_what_is_only_read_need_not_be_there_but_counts_as_input(notebook, capsy
     assert not batch.is_current(batch.plan(["02"], "small", [])[0])
 
 
-# ---- neighbours that only read results, two at a time ----
-
-MEET = """import os, time
-from pathlib import Path
-(Path(os.environ["RUNS_ROOT"]) / run.notebook).touch()
-end = time.monotonic() + 60
-while len(list(Path(os.environ["RUNS_ROOT"]).iterdir())) < 2:
-    assert time.monotonic() < end, "nobody came"
-    time.sleep(0.05)"""
-
-
-@pytest.fixture
-def reader(notebook):
-    """Write a notebook whose only parameter is PROFILE."""
-    def write(name, *cells, upstream=()):
-        start, end = START.replace(", SEEDS=SEEDS, RATE=RATE, LANGUAGES=LANGUAGES", ""), END.replace("SEEDS", "1")
-        notebook(name, *cells, upstream=upstream, parameters='PROFILE = "small"  # whose runs', start=start, end=end)
-    return write
-
-
-def test_two_readers_run_at_the_same_time_and_neither_harms_the_other(notebook, reader, capsys):
-    """11 and 12 wait for each other. 13 reads 12, so it must wait for it; the order of the table is that of the notebooks."""
-    notebook("10_first")
-    reader("11_bad", MEET, "time.sleep(3)\n1 / 0")  # it ends after 12
-    reader("12_good", MEET)
-    reader("13_needs_12", upstream=["12_good"])
-    reader("14_needs_11", upstream=["11_bad"])
-    assert batch.main([]) == 1
-    seen = summary(capsys)
-    assert [(name, status) for name, (status, _) in seen.items()] == [
-        ("10_first", "done"), ("11_bad", "failed"), ("12_good", "done"), ("13_needs_12", "done"), ("14_needs_11", "not run")]
-    assert "ZeroDivisionError" in seen["11_bad"][1]
-    assert "tables: 1, figures: 0" in seen["12_good"][1]
-    assert not list(results.results_root().glob(".staging-*"))
-    assert batch.main([]) == 1
-    assert [status for status, _ in summary(capsys).values()] == ["unchanged", "failed", "unchanged", "unchanged", "not run"]
-
-
-def test_notebooks_with_parameters_of_their_own_run_alone(notebook, reader, capsys):
-    """They train or measure, and a neighbour would disturb the clock; `--stop-on-error` runs nothing ahead."""
-    notebook("01_trains", MEET.replace("60", "3"))
-    notebook("02_trains", MEET)
-    assert batch.main([]) == 1
-    assert "nobody came" in summary(capsys)["01_trains"][1]
-    reader("11_bad", "1 / 0")
-    reader("12_reads")
-    assert batch.main(["11", "12", "--stop-on-error"]) == 1
-    assert [status for status, _ in summary(capsys).values()] == ["failed", "not run"]
-
-
-@pytest.mark.parametrize("end", ["a signal", "Ctrl-C", "one is killed"])
-def test_an_end_of_the_batch_ends_both_readers(reader, end):
-    for name in ("11_one", "12_two"):
-        reader(name, "import time\ntime.sleep(600)")
-    process = start_batch()
-    wait_for(lambda: len(kernels(process)) == 2 and len(list(results.results_root().glob(".staging-*/*.ipynb"))) == 2)
-    family = psutil.Process(process.pid).children(recursive=True)
-    (beside,) = [child for child in psutil.Process(process.pid).children() if child not in kernels(process)]
-    if end == "one is killed":
-        for kernel in kernels(process):
-            if kernel.ppid() == process.pid:
-                kernel.kill()
-        beside.kill()
-    else:
-        for each in [beside, process] if end == "Ctrl-C" else [process]:  # a terminal sends it to both
-            each.send_signal(signal.SIGINT if end == "Ctrl-C" else signal.SIGTERM)
-    shown, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "interrupted" in shown
-    assert "Traceback" not in shown
-    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in family), 20)
-    results.tidy()
-    assert not list(results.results_root().glob(".staging-*"))
-
-
 # ---- the kernel ----
 
 def test_the_kernel_is_this_environments_whatever_the_user_has(notebook, places, monkeypatch):
@@ -479,3 +405,65 @@ def test_the_kernel_is_this_environments_whatever_the_user_has(notebook, places,
     notebook("01_trial", f"import os, sys\nassert sys.executable == {sys.executable!r}\n"
                          f"assert os.getcwd() == {str(results.REPOSITORY)!r}")
     assert batch.main([]) == 0
+
+
+# ---- what it would cost, and a batch job ----
+
+def test_a_dry_run_shows_stages_and_recipes_and_trains_nothing(places, monkeypatch, capsys):
+    """By hand: 1e9 tokens of (6 x 8.03e9 + 12 x 32 x 4096 x 2048) FLOPs, at half of 989e12 a second, are 28.9 hours."""
+    monkeypatch.delenv("NOTEBOOKS_DIR")
+    assert batch.main(["02", "04", "--profile", "full", "--dry-run", "-p", "MFU", "0.5", "-p", "BASE_MODEL", "meta-llama/Meta-Llama-3-8B"]) == 0
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.split("\n") if "inject-papers_books-8B" in line]  # 04 takes it from 02
+    assert line.split() == "02 inject-papers_books-8B 8.03 1 5.14e+19 118 1 H200 28.9 28.9 - -".split()
+    assert "9 of 9 stages computed, each once" in shown
+    assert batch.main(["02", "--dry-run", "-p", "DEVICE", "V100"]) == 1
+    assert "DEVICE is one of A100, H100" in capsys.readouterr().out
+    assert not list((places / "runs_root").iterdir())
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A copy of the scripts with a fake environment, and a fake Slurm that runs a copy of the job elsewhere, as the real one does."""
+    home, tools = tmp_path / "home", tmp_path / "tools"
+    scripts = {home / ".venv/bin/python": 'echo "$RUNS_ROOT|$RESULTS_ROOT|$*"; [ -z "${NAP:-}" ] || exec sleep "$NAP"',
+               tools / "sbatch": f'cp "$1" {tmp_path}/job; shift; SLURM_JOB_ID=7 SLURM_SUBMIT_DIR=$PWD exec bash {tmp_path}/job "$@"',
+               tools / "srun": 'exec "$@"', tools / "scontrol": 'echo "scontrol $*"'}
+    for path, text in scripts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+    for name in ("run_all.sh", "environment.yml", "environment.lock", "lib/knowledge/slurm.sh"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes((results.REPOSITORY / name).read_bytes())
+    (home / "run_all.sh").chmod(0o755)
+    pins = subprocess.run("cat environment.yml environment.lock | cksum", shell=True, cwd=home, capture_output=True, text=True, check=True)
+    (home / ".venv/.set-up-for").write_text(pins.stdout)
+    for name in ("CONDA_PREFIX", "RUNS_ROOT", "RESULTS_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    return home, f"{tools}:/usr/bin:/bin"
+
+
+def test_slurm_hands_its_arguments_to_the_full_profile(cluster, monkeypatch):
+    home, path = cluster
+    call = [str(home / "run_all.sh"), "slurm", "02", "-p", "BASE_MODEL", "a b"]
+    refused = subprocess.run(call, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "there is no sbatch here" in refused.stderr
+    monkeypatch.setenv("PATH", path)
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{home}/runs|{home}/results|-m lib.batch --profile full 02 -p BASE_MODEL a b\n"
+
+
+def test_a_job_whose_time_is_up_goes_back_into_the_queue(cluster, monkeypatch):
+    home, path = cluster
+    monkeypatch.setenv("PATH", path)
+    monkeypatch.setenv("NAP", "5")
+    process = subprocess.Popen([str(home / "run_all.sh"), "slurm"], stdout=subprocess.PIPE, text=True)
+    assert "-m lib.batch --profile full" in process.stdout.readline()
+    process.terminate()
+    assert process.stdout.readline() == "the time is nearly up: back into the queue\n"
+    assert process.stdout.readline() == "scontrol requeue 7\n"
+    assert process.wait(timeout=60) != 0

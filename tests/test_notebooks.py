@@ -122,7 +122,7 @@ def test_quoted_numbers_are_the_committed_findings(name):
     for path in (REPOSITORY / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb"):
         first = cells_of(path)[0]["source"]
         assert BOLD_FINDING.search(first), "the answer quotes no number"
-        assert results.fill_answer(first, findings) == first, f"{path.name}: run python -m lib.batch --fill"
+        assert results.fill_answer(first, findings) == first, f"{path.name}: run python -m tests.fill"
 
 
 def test_the_readme_quotes_the_committed_findings():
@@ -130,7 +130,7 @@ def test_the_readme_quotes_the_committed_findings():
              for key, value in json.loads((REPOSITORY / "results" / "small" / name / "findings.json").read_text()).items()}
     readme = (REPOSITORY / "README.md").read_text()
     assert len(BOLD_FINDING.findall(readme)) >= 10, "the README quotes no numbers"
-    assert results.fill_answer(readme, known) == readme, "run python -m lib.batch --fill"
+    assert results.fill_answer(readme, known) == readme, "run python -m tests.fill"
     assert len(readme.split()) <= 900
 
 

@@ -1,0 +1,143 @@
+"""What the papers print, costs worked out by hand, and how far predicted hours are from printed ones."""
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from lib import batch, results, training, world
+from lib.models import add_lora, count_parameters, training_flops_per_token
+from lib.profiles import get_profile
+
+PAPERS = world.read_yaml("recipes.yaml")
+RECIPES = PAPERS["recipes"]
+FIELDS = {"source", "model", "sequence_length", "rows_per_step", "micro_batch_size", "peak_learning_rate", "epochs", "steps", "tokens", "examples",
+          "dataset_tokens", "mixture", "epoch_of", "warmup_share", "weight_decay", "schedule", "precision", "sharding", "checkpointing",
+          "lora_rank", "devices", "device", "printed_hours"}
+STAGE = {"weights": 1000, "weights_per_rank": 40, "layers": 4, "hidden_size": 10, "mfu": 0.5, "peak": 1e6, "split": 8, "trained_bytes": 16, "frozen_bytes": 4,
+         "sequence_length": 3, "length": 3, "micro_batch_size": 2, "checkpointing": 0, "lora_rank": 0, "devices": 8, "tokens": 100, "printed_hours": 1}
+
+
+def cost(**changes):
+    """The formulas of recipes.yaml for one small stage."""
+    table = pd.DataFrame([STAGE | changes]).astype(float)
+    for name, formula in PAPERS["formulas"].items():
+        table[name] = table.eval(formula)
+    return table.iloc[0]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_every_field_and_numbers_are_numbers(name):
+    """A rate written 2e-5 would be read as text."""
+    recipe = RECIPES[name]
+    assert FIELDS <= set(recipe) <= FIELDS | {"counts"}
+    text = {"source", "model", "epoch_of", "schedule", "precision", "sharding", "device"}
+    assert all(not isinstance(value, str) for field, value in recipe.items() if field not in text)
+    assert recipe["source"]
+
+
+def test_what_the_papers_print():
+    stage_1, mmedlm = RECIPES["PMC-LLaMA, stage 1"], RECIPES["MMedLM, further pre-training"]
+    assert [stage_1[field] for field in ("sequence_length", "rows_per_step", "peak_learning_rate", "epochs", "devices")] == [2048, 3200, 2e-5, 5, 32]
+    assert stage_1["mixture"] == {"book": 15, "paper": 4, "general": 1}
+    wanted = ("sequence_length", "rows_per_step", "peak_learning_rate", "steps", "printed_hours")
+    assert [mmedlm[field] for field in wanted] == [2048, 512, 2e-5, 15000, 720]
+    rates = [RECIPES[f"MMedBench, {name}"]["peak_learning_rate"] for name in ("full fine-tuning", "LoRA (README)", "LoRA (released code)")]
+    assert rates == [1e-6, 1e-6, 2e-5]
+    palm = RECIPES["Med-PaLM 2, instruction tuning"]
+    assert sum(palm["mixture"].values()) == pytest.approx(100)
+    assert sum(palm["counts"].values()) == palm["examples"] == 193_064
+    assert set(palm["counts"]) == set(palm["mixture"])
+
+
+def test_tokens_follow_from_what_is_printed():
+    """15 of 20 rows are books, and an epoch is one pass over 4e9 book tokens: 5 x 4e9 x 20 / 15; else epochs of the data, or full rows."""
+    checked = 0
+    for recipe in RECIPES.values():
+        epochs, data, length = recipe["epochs"], recipe["dataset_tokens"], recipe["sequence_length"]
+        share = recipe["mixture"][recipe["epoch_of"]] / sum(recipe["mixture"].values()) if recipe["epoch_of"] else 1
+        expected = (recipe["steps"] * recipe["rows_per_step"] * length if recipe["steps"] else round(epochs * data / share) if epochs and data
+                    else epochs * recipe["examples"] * length if epochs and recipe["examples"] and length else None)
+        assert recipe["tokens"] == expected
+        checked += expected is not None
+    assert checked == 8
+
+
+@pytest.mark.parametrize("name", PAPERS["shapes"])
+def test_a_published_shape_gives_the_published_number_of_weights(name):
+    shape = {key: value for key, value in PAPERS["shapes"][name].items() if key not in ("parameters", "source")}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**shape))
+    assert count_parameters(model) == PAPERS["shapes"][name]["parameters"]
+
+
+def test_adapters_by_hand():
+    """Rank 1 on query and value projections of 32 layers of Llama 3 8B: in and out of both, 8 of 32 heads in the value's."""
+    with torch.device("meta"):
+        model = add_lora(AutoModelForCausalLM.from_config(LlamaConfig(**PAPERS["shapes"]["meta-llama/Meta-Llama-3-8B"])), rank=1)
+    assert sum(part.numel() for part in model.parameters() if part.requires_grad) == 32 * (4096 + 4096 + 4096 + 1024)
+
+
+def test_formulas_by_hand():
+    assert cost()["FLOPs"] == 100 * training_flops_per_token(1000, layers=4, hidden_size=10, sequence_length=3)
+    assert cost(lora_rank=2)["FLOPs"] == 100 * training_flops_per_token(1080, layers=4, hidden_size=10, sequence_length=3, frozen=1000)
+    assert cost()["memory"] == 16 * 1000 / 8 + 2 * 3 * 10 * 34 * 4
+    assert cost(checkpointing=1)["memory"] == 16 * 1000 / 8 + 2 * 3 * 10 * (34 + 4 * 4)
+    assert cost(lora_rank=1, split=1)["memory"] == 16 * 40 + 4 * 1000 + 2 * 3 * 10 * 34 * 4
+    assert cost()["hours"] == cost()["FLOPs"] / (8 * 1e6 * 0.5) / 3600
+    assert cost()["GPU_hours"] == 8 * cost()["hours"]
+    assert cost(mfu=0.25)["hours"] == 2 * cost()["hours"]
+    assert cost(printed_hours=cost()["hours"])["implied_MFU"] == pytest.approx(0.5)
+    assert cost(printed_hours=None)["implied_MFU"] != cost(printed_hours=None)["implied_MFU"], "not printed: missing"
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """The table of notebook 15, executed for the profile small."""
+    root = tmp_path_factory.mktemp("plan")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESULTS_ROOT", str(root / "results"))
+        patch.setenv("RUNS_ROOT", str(root / "runs"))
+        patch.delenv("NOTEBOOKS_DIR", raising=False)
+        assert batch.main(["15"]) == 0
+        return pd.read_csv(results.results_root() / "small" / "15_training_cost" / "tables" / "plan.csv").set_index("stage")
+
+
+@pytest.mark.slow
+def test_hours_and_what_the_papers_say(table):
+    """PMC-LLaMA, by hand: (6 x 13.0e9 + 12 x 40 x 5120 x 2048) x 26.7e9 = 2.2e21 FLOPs, at 40 % of 32 x 312e12 six and a half days. MMedLM's steps
+    need a factor of 3.5 less than "over 30 days", the epochs of its script twice as much; MedS-Ins is within a factor of three."""
+    stage_1, steps, epochs, meds = (table.loc[f"paper: {name}"] for name in (
+        "PMC-LLaMA, stage 1", "MMedLM, further pre-training", "MMedLM 2, further pre-training (released code)", "MedS-Ins"))
+    assert stage_1["hours"] == pytest.approx(2.216e21 / (0.4 * 32 * 312e12) / 3600, rel=1e-3) == pytest.approx(154, abs=1)
+    assert 3 < 720 / steps["hours"] < 4
+    assert steps["implied_MFU"] == pytest.approx(0.115, abs=0.001)
+    assert 1.5 < epochs["hours"] / 720 < 2.5
+    assert 1 < 383.5 / meds["hours"] < 3
+    assert meds["implied_MFU"] == pytest.approx(0.186, abs=0.002)
+    assert table.loc["paper: Med-PaLM 2, instruction tuning"].drop("lora_rank", errors="ignore").isna().all()
+
+
+@pytest.mark.slow
+def test_memory_agrees_with_what_mmedlm_says_of_its_cards(table):
+    """Its README: a 7B model fits on four A100 of 80 GB with FSDP, and with LoRA on one. An 8B model fits on one H200 with moments in bfloat16 alone."""
+    assert 7.7 * 16 / 4 < table.loc["paper: MMedBench, full fine-tuning", "GB_per_device"] < 80 < 7.7 * 16
+    assert table.loc["paper: MMedBench, LoRA (released code)", "GB_per_device"] < 80
+    assert table.loc["8B, adamw_bfloat16", "GB_per_device"] < 141 < table.loc["8B, adamw", "GB_per_device"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "steps", "tolerance"), [
+    ("02 base-2M", 117, 0), ("02 inject-papers_books-2M", 469, 0), ("05 base-3M", 156, 0), ("05 inject-six-languages-3M", 1172, 0),
+    ("03 tune-rationale-2M", 329, 0.3), ("03 tune-dialogue-2M", 330, 0.3), ("03 tune-knowledge-graph-2M", 338, 0.3),
+    ("04 tune-task-none-2M", 145, 0.3), ("05 full-base", 146, 0.3), ("05 LoRA-base", 148, 0.3)])
+def test_steps_are_those_of_real_runs(table, name, steps, tolerance):
+    """The second column was read from runs of `small`; instruction data are estimated, without the padding of short rows."""
+    tokens_per_step = 2_560 // 384 * 384 if name.split()[0] == "05" and "base" in name.split("-")[-1] and "base-3M" not in name else 2_560
+    assert table.loc[name, "tokens_B"] * 1e9 / tokens_per_step == pytest.approx(steps, rel=tolerance or 0.1)
+
+
+def test_every_stage_of_the_notebooks_is_planned_once():
+    plain = get_profile("small")
+    stage = training.profile_stage(plain, "x", 1_200_000, type("Packed", (), {"input_ids": torch.zeros(0, 128)}), learning_rate=1.0, seed=0)
+    assert (stage.steps, stage.rows_per_step, stage.micro_batch_size) == (469, 20, 20)
