@@ -94,8 +94,6 @@ def _longest_common_subsequences(ids, lengths):
     texts = [letters[end - length:end] for end, length in zip(ends.tolist(), lengths.ravel().tolist())]
     return cpdist(texts[::2], texts[1::2], scorer=LCSseq.similarity, dtype=np.int64)
 
-# --- short answers: accuracy, lists of entities, labels --------------------------------------------------------------------
-
 NO_ENTITY = "There is no related entity."  # the released definitions and scorer spell it "enetity"
 
 def entity_list(entities):
@@ -115,52 +113,15 @@ def read_entities(text):
     found = re.findall(r'("(?:[^"]|"")*"(?=,\s|$)|.+?)(?:,\s|$)', text, re.DOTALL)
     return [each[1:-1].replace('""', '"') if re.fullmatch(r'"(?:[^"]|"")*"', each) else each for each in found]
 
-def released_entities(text):
-    """The entities as the released scorer reads them (MedS-Ins, Metrics/NamedEntityRecognition.py): points go, and the last character with them.
-    >>> sorted(released_entities("Iron, zinc.")), released_entities("There is no related enetity.")
-    (['iron', 'zin'], set())"""
-    text = text.replace(".", "").strip().lower()
-    return set() if text == "there is no related enetity" else set(text[:-1].split(", "))
-
-def set_scores(pairs):
-    """Precision, recall and F1 of predicted against right sets, one row for each "type", then micro, macro (mean of types) and samples (mean of items).
-    pairs: (predicted, right) collections, whose members are texts or (type, text). Two empty sets of an item count as 1 in samples.
-    >>> set_scores([({"a", "b"}, {"a"}), (set(), {"c"})]).round(2).set_index("average").loc["micro"].tolist()
-    [0.5, 0.5, 0.5]"""
-    pairs = [tuple(frozenset(each if isinstance(each, tuple) else ("", each) for each in some) for some in pair) for pair in pairs]
-    counts = {kind: np.array([[len(p & r), len(p), len(r)] for p, r in (
-        [frozenset(each for each in some if each[0] == kind) for some in pair] for pair in pairs)]).sum(0)
-        for kind in sorted({kind for pair in pairs for some in pair for kind, _ in some})}
-    rows = {kind: _precision_recall_f1(*own) for kind, own in counts.items()}
-    items = [_precision_recall_f1(len(p & r), len(p), len(r)) if p or r else (1.0, 1.0, 1.0) for p, r in pairs]
-    averages = {"micro": _precision_recall_f1(*sum(counts.values(), np.zeros(3))), "macro": np.mean(list(rows.values()) or [[1.0] * 3], axis=0),
-                "samples": np.mean(items, axis=0)}
-    table = rows | averages
-    return pd.DataFrame([dict(zip(("average", "precision", "recall", "f1"), (name, *values))) for name, values in table.items()])
-def _precision_recall_f1(common, predicted, right):
-    return (common / predicted if predicted else 0.0, common / right if right else 0.0, 2 * common / (predicted + right) if predicted + right else 0.0)
-
-def same_answer(prediction, reference):
-    """Whether the first line of an answer is the reference, whatever capitals, spaces and points at its ends.
-    >>> same_answer(" Aspirin.\\nMore", "aspirin"), same_answer("yes or no", "yes")
-    (True, False)"""
-    return " ".join(prediction.strip().split("\n")[0].split()).strip(" .").casefold() == " ".join(reference.split()).strip(" .").casefold()
-
 def item_scores(pairs, metric, language="en"):
-    """One score from 0 to 1 for each (prediction, reference): same_answer (accuracy), F1 of its entities or labels, or bleu_1 (text)."""
-    if metric == "accuracy":
-        return np.array([float(same_answer(*pair)) for pair in pairs])
+    """One score for each (prediction, reference): bleu_1 (text), F1 of the lists (entities, labels), or 1 where the first line of the prediction
+    is the reference, whatever capitals, spaces and points at the ends (accuracy).
+    >>> item_scores([(" Aspirin.\\nMore", "aspirin"), ("yes or no", "yes")], "accuracy").tolist()
+    [1.0, 0.0]"""
     if metric == "text":
         return rationale_scores(pairs, language)["bleu_1"].to_numpy()
-    return np.array([set_scores([[{each.casefold() for each in read_entities(text)} for text in pair]])["f1"].iloc[-1] for pair in pairs])
-
-def bert_scores(pairs, encoder, *, layer):
-    """BERTScore (Zhang 2020; the package bert-score, no idf, no rescaling) of each (prediction, reference): precision, recall and F1.
-    encoder: a model folder or hub name; layer: whose hidden states are compared. Both belong beside every value: scores of two encoders differ.
-    An empty text scores 0. A text of more tokens than the encoder reads is cut."""
-    from bert_score import score
-    scores, filled = np.zeros((len(pairs), 3)), [number for number, pair in enumerate(pairs) if all(text.strip() for text in pair)]
-    if filled:
-        predictions, references = zip(*(pairs[number] for number in filled))
-        scores[filled] = np.stack(score(list(predictions), list(references), str(encoder), num_layers=layer), axis=1)
-    return pd.DataFrame(scores, columns=["bert_precision", "bert_recall", "bert_f1"])
+    if metric == "accuracy":
+        plain = [[" ".join(text.strip().split("\n")[0].split()).strip(" .").casefold() for text in pair] for pair in pairs]
+        return np.array([float(prediction == reference) for prediction, reference in plain])
+    sets = [[{each.casefold() for each in read_entities(text)} for text in pair] for pair in pairs]
+    return np.array([2 * len(found & right) / (len(found) + len(right)) if found or right else 1.0 for found, right in sets])

@@ -77,16 +77,16 @@ def case_slots(world, disease, language, draw):
 
 def books(world, language, *, copies, seed):
     """`copies` textbooks, each with a chapter on every disease: all facts, a case, and the dirt of a scanned book."""
-    draw, words = random.Random(f"books {language} {seed}"), wordings(language)
-    return [_chapter(world, disease, language, f"book-{language}-{copy}-{number}", number, draw, words) for copy in range(copies)
+    draw = random.Random(f"books {language} {seed}")
+    return [_chapter(world, disease, language, f"book-{language}-{copy}-{number}", number, draw) for copy in range(copies)
             for number, disease in enumerate(draw.sample(world.diseases, len(world.diseases)), start=1)]
 
 def papers(world, language, *, documents, seed):
     """Journal articles: two or three narrow facts of one disease, a small trial, much method; common diseases more often."""
-    draw, words = random.Random(f"papers {language} {seed}"), wordings(language)
+    draw = random.Random(f"papers {language} {seed}")
     weights = [1 / (1 + rank) ** 0.5 for rank in range(len(world.diseases))]  # some diseases are studied more than others
     chosen = draw.choices(world.diseases, weights, k=documents)
-    return [_paper(world, disease, language, f"paper-{language}-{i}", draw, words) for i, disease in enumerate(chosen)]
+    return [_paper(world, disease, language, f"paper-{language}-{i}", draw) for i, disease in enumerate(chosen)]
 
 def web_pages(world, language, *, documents, seed):
     """A crawl: a third medical pages with boilerplate, the rest everyday pages; one in ten is a near-copy of another."""
@@ -97,7 +97,7 @@ def web_pages(world, language, *, documents, seed):
             copy = draw.choice(pages)
             pages.append(copy | {"id": page_id, "text": copy["text"] + "\n" + draw.choice(words["web"]["boilerplate"])})
         elif draw.random() < 1 / 3:
-            pages.append(_medical_page(world, draw.choice(world.diseases), language, page_id, draw, words))
+            pages.append(_medical_page(world, draw.choice(world.diseases), language, page_id, draw))
         else:
             page = _everyday_page(world, language, page_id, draw)
             pages.append(page | {"source": "web", "text": draw.choice(words["web"]["boilerplate"]) + "\n" + page["text"]})
@@ -113,22 +113,18 @@ def _record(text, source, language, record_id, facts):
 def fact_id(disease, attribute):
     """The name of one fact, e.g. asthma.treatment."""
     return f"{disease['disease_id']}.{attribute}"
-def _chapter(world, disease, language, record_id, number, draw, words):
-    slots = {"source": "book", "number": number, "words": words, "say": functools.partial(_said, world, language, disease), "attributes": ATTRIBUTES,
-             "case": lambda template: fill(template, **case_slots(world, disease, language, draw))}
+def _chapter(world, disease, language, record_id, number, draw):
     facts = {fact_id(disease, a): 4 if a in ("symptom", "test", "treatment") else 2 for a in ATTRIBUTES}  # 2 of the 4 are the cases
-    return _record(_document(world, disease, language, draw, slots), "book", language, record_id, facts)
-def _paper(world, disease, language, record_id, draw, words):
+    return _document("book", world, disease, language, record_id, draw, facts, number=number)
+def _paper(world, disease, language, record_id, draw):
     chosen = draw.sample(ATTRIBUTES, draw.choice([2, 3]))
-    said = [_said(world, language, disease, a, draw.choice(words["attributes"][a]["paper"])) for a in chosen]
-    filler = [t.format(n=draw.randint(30, 900), p=f"{draw.uniform(0.001, 0.9):.3f}") for t in draw.sample(words["paper"]["filler"], 9)]
-    trial, _ = trial_text(world, disease, agent_name(draw), language, draw, range(6))
-    slots = {"source": "paper", "words": words, "said": said, "filler": filler, "trial": trial}
-    return _record(_document(world, disease, language, draw, slots), "paper", language, record_id, {fact_id(disease, a): 1 for a in chosen})
-def _document(world, disease, language, draw, slots):
-    shared = {"name": term(world, disease, "name", language), "draw": draw, "fill": fill, "joined": lambda texts: _join(texts, language),
-              "names": read_yaml("invented.yaml")["authors"]}
-    return JINJA.get_template("documents.jinja").render(shared | slots)
+    return _document("paper", world, disease, language, record_id, draw, {fact_id(disease, a): 1 for a in chosen}, chosen=chosen)
+def _medical_page(world, disease, language, record_id, draw):
+    chosen = draw.sample(ATTRIBUTES, 3)
+    return _document("web", world, disease, language, record_id, draw, {fact_id(disease, a): 1 for a in chosen}, chosen=chosen)
+def _document(source, world, disease, language, record_id, draw, facts, **more):
+    slots = expression_slots(world, language, (), draw, source) | {"source": source, "disease": disease}
+    return _record(JINJA.get_template("documents.jinja").render(slots | more), source, language, record_id, facts)
 
 def agent_name(draw):
     """An invented agent for invented trials: no claim is made on a real drug."""
@@ -140,14 +136,8 @@ def trial_text(world, disease, drug, language, draw, wording_range):
     slots = {"disease": term(world, disease, "name", language), "value": drug, "n": draw.randint(40, 900),
              "p": f"{draw.uniform(0.2, 0.9) if verdict == 'no' else draw.uniform(0.001, 0.04):.3f}"}
     result = trial[f"result_{verdict}"][draw.choice(list(wording_range))]
-    parts = (draw.choice(trial["background"]), draw.choice(trial["method"]), result, draw.choice(trial[f"rationale_{verdict}"]))
+    parts = draw.choice(trial["background"]), draw.choice(trial["method"]), result, draw.choice(trial[f"rationale_{verdict}"])
     return [fill(part, **slots) for part in parts], verdict
-def _medical_page(world, disease, language, record_id, draw, words):
-    chosen, web, name = draw.sample(ATTRIBUTES, 3), words["web"], term(world, disease, "name", language)
-    said = [sentence(world, disease, a, language, draw.choice(words["attributes"][a]["web"])) for a in chosen]
-    lines = [draw.choice(web["boilerplate"]), fill(draw.choice(web["medical_title"]), disease=name), *said,
-             draw.choice(web["filler"]), *draw.sample(web["boilerplate"], 2)]
-    return _record("\n".join(lines), "web", language, record_id, {fact_id(disease, a): 1 for a in chosen})
 def _everyday_page(world, language, record_id, draw):
     words, facts = wordings(language)["everyday"], draw.sample(world.everyday, 6)
     said = [fill(draw.choice(words[f["attribute"]]["statement"]), subject=f["subject"][language], value=f["value"][language]) for f in facts]
@@ -160,9 +150,8 @@ def _join(sentences, language):
 
 def exam(form, world, language, diseases=(), *, items, seed, **more):
     """Items of one of the exams of lib/knowledge/exams.yaml, on the given diseases; `more` as it names them (options, wording_range)."""
-    entry, draw, words, found = read_yaml("exams.yaml")["exams"][form], random.Random(f"{form} {language} {seed}"), wordings(language), []
-    slots = {"draw": draw, "world": world, "language": language, "diseases": diseases, "words": words, "more": entry.get("more", {}) | more}
-    slots |= _helpers(world, language, diseases, draw, form)
+    entry, draw, found = read_yaml("exams.yaml")["exams"][form], random.Random(f"{form} {language} {seed}"), []
+    slots = expression_slots(world, language, diseases, draw, form) | {"more": entry.get("more", {}) | more}
     for number, about in enumerate(_subjects(declared({"each": entry["each"]}, slots)["each"], items, draw) if "each" in entry else range(items)):
         made = declared(entry["let"], slots | {"number": number, "about": about})
         (options, right), disease = made["choices"], made.get("disease")
@@ -188,8 +177,9 @@ def declared(expressions, slots):
 @functools.cache
 def _module(pairs):
     return JINJA.from_string("".join(f"{{% set {name} = {text} %}}" for name, text in pairs))
-def _helpers(world, language, diseases, draw, form):
-    """The functions that expressions of exams.yaml may call, for one language and set of diseases."""
+
+def expression_slots(world, language, diseases, draw, form):
+    """What expressions of exams.yaml may name and call, for one language and set of diseases."""
     def fact_choices(disease, column, count=4):  # values of other diseases of the same part, so no option is a give-away
         right = term(world, disease, column, language)
         others = sorted({term(world, d, column, language) for d in diseases} - {right})
@@ -199,30 +189,26 @@ def _helpers(world, language, diseases, draw, form):
     def shuffled(right, wrong):
         texts = draw.sample([right, *wrong], len(wrong) + 1)
         return {letter: bare(text, language) for letter, text in zip(LETTERS, texts)}, LETTERS[texts.index(right)]
-    def differing(disease, attribute):
-        return [d for d in diseases if d[attribute] != disease[attribute]]
     def statements(disease, true):  # five on a disease, of which the first `true` hold before they are shuffled
         attributes, name = draw.sample(ATTRIBUTES, 5), term(world, disease, "name", language)
-        about = [disease] * true + [draw.choice(differing(disease, a)) for a in attributes[true:]]
+        about = [disease] * true + [draw.choice([d for d in diseases if d[a] != disease[a]]) for a in attributes[true:]]
         relation = wordings(language)["relation"]
         made = [(fill(draw.choice(relation[a]), disease=name, value=term(world, d, a, language)), d is disease) for a, d in zip(attributes, about)]
         draw.shuffle(made)
         return dict(zip(LETTERS, (text for text, _ in made))), [letter for letter, (_, holds) in zip(LETTERS, made) if holds]
-    def alike(fact):  # values of other everyday facts of that kind
-        return sorted({each["value"][language] for each in world.everyday if each["attribute"] == fact["attribute"]} - {fact["value"][language]})
-    def unfinished(templates, options, values=(), latest=False, **slots):
-        # For a model that was never shown a question: each ending as the terms spell it.
+    def unfinished(templates, options, values=(), latest=False, **slots):  # for a model that was never asked: endings as the terms spell them
         begun = [text for text in templates if any(f"{{{name}}}" in text.lower().split("{value}")[0] for name in slots)]
         template = max(begun, key=lambda text: text.lower().find("{value}")) if latest else begun[0]
-        values = values or [terms[language] for terms in world.terms.values()]
-        (stem, rest), full = template.split("{value}"), {bare(text, language): text for text in values}
-        return {"stem": fill(stem, **slots).rstrip(), "endings": {letter: _join(["", full[text] + rest], language) for letter, text in options.items()}}
-    return {"shuffled": shuffled, "fact_choices": fact_choices, "differing": differing, "statements": statements, "unfinished": unfinished, "alike": alike,
+        full = {bare(text, language): text for text in values or [terms[language] for terms in world.terms.values()]}
+        stem, rest = template.split("{value}")
+        endings = {letter: _join(["", full[text] + rest], language) for letter, text in options.items()}
+        return {"stem": fill(stem, **slots).rstrip(), "endings": endings}
+    return {"draw": draw, "world": world, "language": language, "diseases": diseases, "words": wordings(language),
+            "shuffled": shuffled, "fact_choices": fact_choices, "statements": statements, "unfinished": unfinished,
             "joined": lambda texts: _join(texts, language), "case_slots": lambda disease: case_slots(world, disease, language, draw),
-            "said": functools.partial(_said, world, language), "term": lambda disease, column: term(world, disease, column, language),
+            "said": lambda disease, attribute, template: sentence(world, disease, attribute, language, template),
+            "term": lambda disease, column: term(world, disease, column, language),
             "trial_text": lambda disease, drug, wording_range: trial_text(world, disease, drug, language, draw, wording_range)}
-def _said(world, language, disease, attribute, template):
-    return sentence(world, disease, attribute, language, template)
 
 def read_table(name):
     """The rows of a CSV file in lib/knowledge; ValueError with file and line where a cell is empty or one too many."""
@@ -243,13 +229,12 @@ def _fictional_terms(terms, seed):
     """A pseudo-word for every term and language, unique within the language."""
     draw, taken, renamed = random.Random(f"fictional {seed}"), set(), {key: {} for key in sorted(terms)}
     syllables = read_yaml("invented.yaml")["syllables"]
-    for key in renamed:
-        for language in LANGUAGES:
-            parts = syllables.get(language, syllables["other"])
-            word = next(w for w in iter(lambda p=parts: "".join(draw.choices(p, k=4)), None) if (language, w) not in taken)
-            taken.add((language, word))
-            renamed[key][language] = {"fr": "le ", "es": "el "}.get(language, "") + word
+    for key, language in product(renamed, LANGUAGES):
+        parts = syllables.get(language, syllables["other"])
+        word = next(w for w in iter(lambda p=parts: "".join(draw.choices(p, k=4)), None) if (language, w) not in taken)
+        taken.add((language, word))
+        renamed[key][language] = {"fr": "le ", "es": "el "}.get(language, "") + word
     return renamed
 
 JINJA = jinja2.Environment(loader=jinja2.FileSystemLoader(KNOWLEDGE), undefined=jinja2.StrictUndefined, trim_blocks=True)
-JINJA.globals |= {"fill": fill, "bare": bare, "product": product, "fact_id": fact_id, "agent_name": agent_name, "attributes": ATTRIBUTES}
+JINJA.globals.update(fill=fill, bare=bare, product=product, fact_id=fact_id, agent_name=agent_name, attributes=ATTRIBUTES, read_yaml=read_yaml)
