@@ -9,12 +9,8 @@ from dataclasses import dataclass, replace
 from lib.instructions import RATIONALE_INSTRUCTION, RATIONALE_OPENING, ZERO_SHOT_INSTRUCTION, exam_record, render_prompt
 from lib.sources import LANGUAGES
 from lib.world import read_yaml, wordings
-ITEM_FIELDS = ("id", "question", "options", "answer_idx")
-LETTER = r"[(\[【「<]*[a-z][)\]】」>]*"
-SEPARATOR = r"\s*(?:,|、|;|&|\band\b|\bet\b|\by\b|\bи\b|和|と)\s*"
-LETTERS = rf"{LETTER}(?:{SEPARATOR}{LETTER})*(?:(?<=[)\]】」>])|(?=\s*(?:[.,:;。、!]|\n|$| is | are )))"  # one or more, then an end
-ANSWER_WORDS = ("answer", "答案", "正解", "答え", "ответ", "réponse", "respuesta")
-SENTENCE_END = r"\s*(?:。|\.(?=\s|<|$)|\n|<|$)"  # not the point of "5.5 mg"
+PATTERNS = read_yaml("prompts.yaml")["patterns"]  # of answers
+LETTERS = "{letter}(?:{separator}{letter})*{end}".format(**PATTERNS)  # one or more, then an end
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -98,7 +94,7 @@ def _options_after_stem(item):
 def check_item(item, *, where):
     """ValueError that names the place and the field when an exam item has no question, too few options or no right answer."""
     options, right = item.get("options") or {}, str(item.get("answer_idx")).split(",")
-    bad = [f"{field!r}: missing or empty" for field in ITEM_FIELDS if not item.get(field)]
+    bad = [f"{field!r}: missing or empty" for field in ("id", "question", "options", "answer_idx") if not item.get(field)]
     bad += [f"'options': at least two are needed, got {len(options)}"] * (len(options) < 2)
     bad += [f"'options': {letter} has no text" for letter, text in options.items() if not str(text or "").strip()]
     bad += [f"'answer_idx': {letter!r} is not among the options {', '.join(options)}" for letter in right if letter not in options]
@@ -123,7 +119,7 @@ def answer_text_v1(completion, item):
     True"""
     _, found, rest = _plain(completion).rpartition(_plain(wordings(item.get("language", "en"))["phrases"]["answer_is"]))
     said = {letter: _plain(text).strip(" .。") for letter, text in item["options"].items()}
-    said = {letter: text for letter, text in said.items() if found and re.match(r"\s*" + re.escape(text) + SENTENCE_END, rest)}
+    said = {letter: text for letter, text in said.items() if found and re.match(r"\s*" + re.escape(text) + PATTERNS["sentence_end"], rest)}
     longest = [letter for letter, text in said.items() if len(text) == max(map(len, said.values()))]
     return longest[0] if len(longest) == 1 else None
 def _plain(text):
@@ -137,7 +133,7 @@ def answer_letter_v1(completion, item):
     >>> answer_letter_v1("答案：A、B。", {"language": "zh", "options": {"A": "x", "B": "y"}})
     'A,B'"""
     stems = [_plain(wordings(language)["phrases"]["answer_is"]) for language in {"en", item.get("language", "en")}]
-    stem = "|".join(map(re.escape, [*stems, *(f"{word}:" for word in ANSWER_WORDS)]))
+    stem = "|".join(map(re.escape, [*stems, *(f"{word}:" for word in PATTERNS["answer_words"])]))
     found = list(re.finditer(rf"(?:{stem})\s*:?\s*({LETTERS})", _plain(completion)))
     return _named(found[-1] if found else None, item)
 
@@ -160,7 +156,7 @@ def any_letter_v1(completion, item):
     return next((letter for rule in rules if (letter := rule(completion, item))), None)
 def _named(found, item):
     """The letters of a match such as "(a), (c)", in the item's order; None without a match, and when one of them is no option."""
-    letters = {part.strip("()[]【】「」<> ") for part in re.split(SEPARATOR, found.group(1))} if found else set()
+    letters = {part.strip("()[]【】「」<> ") for part in re.split(PATTERNS["separator"], found.group(1))} if found else set()
     named = [letter for letter in item["options"] if letter.casefold() in letters]
     return ",".join(named) if named and len(named) == len(letters) else None
 

@@ -1,7 +1,8 @@
 """Prompts and answers: templates, MedC-I style instruction data from the controlled world, response-only labels."""
+import functools
 import random
 from lib.corpora import encode, pack_examples
-from lib.world import ATTRIBUTES, _join, fill, read_yaml, sentence, term, wordings
+from lib.world import declared, expression_slots, read_yaml, wordings
 TEMPLATES = read_yaml("prompts.yaml")["templates"]
 ZERO_SHOT_INSTRUCTION = "Make a choice based on the question and options."  # PMC-LLaMA, section 4.2
 RATIONALE_INSTRUCTION = "Give the reason, then make a choice based on the question and options."
@@ -39,11 +40,6 @@ def training_instructions(language, kind):
     pool = wordings(language)["instructions"][kind]
     return pool[:len(pool) * 2 // 3]
 
-def unseen_instructions(language, kind):
-    """The paraphrases that no training example carries."""
-    pool = wordings(language)["instructions"][kind]
-    return pool[len(pool) * 2 // 3:]
-
 def task_records(items):
     """Task-specific fine-tuning: one fixed instruction, the answer alone (PMC-LLaMA section 4.2, first setting)."""
     return [exam_record(item) for item in items]
@@ -60,31 +56,15 @@ def answer_and_rationale_records(items):
     reasoned = [exam_record(item, instruction=RATIONALE_INSTRUCTION, rationale=True) for item in items if item["rationale"]]
     return [exam_record(item) for item in items] + [record | {"output": f"{RATIONALE_OPENING} {record['output']}"} for record in reasoned]
 
-def dialogue_records(world, language, diseases, *, records, seed):
-    """Patient-doctor dialogues on the given diseases: one question, one answer, with greeting and closing."""
-    draw, words, made = random.Random(f"dialogue {language} {seed}"), wordings(language), []
-    for _ in range(records):
-        disease, attribute = draw.choice(diseases), draw.choice(ATTRIBUTES)
-        block, phrases = words["attributes"][attribute], words["phrases"]
-        question, answer = (sentence(world, disease, attribute, language, draw.choice(block[speaker])) for speaker in ("patient", "doctor"))
-        made.append({"instruction": draw.choice(training_instructions(language, "dialogue")),
-                     "input": _join([draw.choice(phrases["greeting"]), question], language),
-                     "output": _join([answer, draw.choice(phrases["closing"])], language)})
-    return made
+def world_records(form, world, language, diseases, *, records, seed):
+    """Records of one of the forms of lib/knowledge/exams.yaml: dialogue (a patient asks, the doctor answers, with greeting and closing), or
+    knowledge graph (UMLS-like prompts: a disease to its description, a pair of concepts to their relation)."""
+    draw = random.Random(f"{form} {language} {seed}")
+    slots = expression_slots(world, language, diseases, draw, form) | {"paraphrases": functools.partial(training_instructions, language)}
+    made = (declared(read_yaml("exams.yaml")["instructions"][form], slots | {"number": number}) for number in range(records))
+    return [{field: each[field] for field in ("instruction", "input", "output")} for each in made]
 
-def knowledge_graph_records(world, language, diseases, *, records, seed):
-    """UMLS-like prompts: a disease to its description, a pair of concepts to their relation."""
-    draw, words, made = random.Random(f"knowledge graph {language} {seed}"), wordings(language), []
-    for i in range(records):
-        disease, attribute = draw.choice(diseases), draw.choice(ATTRIBUTES)
-        name, value = term(world, disease, "name", language), term(world, disease, attribute, language)
-        if i % 2:
-            said = [sentence(world, disease, a, language, draw.choice(words["relation"][a])) for a in draw.sample(ATTRIBUTES, 3)]
-            made.append({"instruction": draw.choice(training_instructions(language, "description")), "input": name, "output": _join(said, language)})
-        else:
-            made.append({"instruction": draw.choice(training_instructions(language, "relation")), "input": f"{name}; {value}",
-                         "output": fill(draw.choice(words["relation"][attribute]), disease=name, value=value)})
-    return made
+dialogue_records, knowledge_graph_records = (functools.partial(world_records, form) for form in ("dialogue", "knowledge graph"))
 
 def encode_examples(records, tokenizer, *, sequence_length, template="short"):
     """((prompt ids, response ids) of each record, number left out because they exceed a row); bos before, eos after."""

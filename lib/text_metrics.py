@@ -1,4 +1,4 @@
-"""Score generated text against a reference: BLEU and ROUGE of every item, in six languages."""
+"""Score answers against references: BLEU, ROUGE and BERTScore of texts in six languages, F1 of entities and labels, accuracy."""
 import re
 import unicodedata
 from collections import defaultdict
@@ -93,3 +93,35 @@ def _longest_common_subsequences(ids, lengths):
     letters, ends = ids.astype("<u4").tobytes().decode("utf-32-le"), lengths.cumsum()
     texts = [letters[end - length:end] for end, length in zip(ends.tolist(), lengths.ravel().tolist())]
     return cpdist(texts[::2], texts[1::2], scorer=LCSseq.similarity, dtype=np.int64)
+
+NO_ENTITY = "There is no related entity."  # the released definitions and scorer spell it "enetity"
+
+def entity_list(entities):
+    """Entities as MedS-Ins writes them: "a, b."; one that holds a comma and a space, or a quote in front or a full stop at its end, is quoted.
+    >>> entity_list(["iron", "2,4-D", "fever, acute"]), entity_list([])
+    ('iron, 2,4-D, "fever, acute".', 'There is no related entity.')"""
+    quoted = ['"' + text.replace('"', '""') + '"' if re.search(r'^$|^[\s"]|,\s|[\s.,]$', text) else text for text in entities]
+    return ", ".join(quoted) + "." if entities else NO_ENTITY
+
+def read_entities(text):
+    """The entities of such a list, one for each mention.
+    >>> read_entities('iron, 2,4-D, "fever, acute".'), read_entities("There is no related enetity.")
+    (['iron', '2,4-D', 'fever, acute'], [])"""
+    text = text.strip().removesuffix(".")
+    if not text or text.casefold() in (NO_ENTITY[:-1].casefold(), "there is no related enetity"):
+        return []
+    found = re.findall(r'("(?:[^"]|"")*"(?=,\s|$)|.+?)(?:,\s|$)', text, re.DOTALL)
+    return [each[1:-1].replace('""', '"') if re.fullmatch(r'"(?:[^"]|"")*"', each) else each for each in found]
+
+def item_scores(pairs, metric, language="en"):
+    """One score for each (prediction, reference): bleu_1 (text), F1 of the lists (entities, labels), or 1 where the first line of the prediction
+    is the reference, whatever capitals, spaces and points at the ends (accuracy).
+    >>> item_scores([(" Aspirin.\\nMore", "aspirin"), ("yes or no", "yes")], "accuracy").tolist()
+    [1.0, 0.0]"""
+    if metric == "text":
+        return rationale_scores(pairs, language)["bleu_1"].to_numpy()
+    if metric == "accuracy":
+        plain = [[" ".join(text.strip().split("\n")[0].split()).strip(" .").casefold() for text in pair] for pair in pairs]
+        return np.array([float(prediction == reference) for prediction, reference in plain])
+    sets = [[{each.casefold() for each in read_entities(text)} for text in pair] for pair in pairs]
+    return np.array([2 * len(found & right) / (len(found) + len(right)) if found or right else 1.0 for found, right in sets])

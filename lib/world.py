@@ -4,6 +4,8 @@ import functools
 import random
 import re
 from dataclasses import dataclass
+from itertools import product
+import jinja2
 import yaml
 from lib.results import KNOWLEDGE
 LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
@@ -75,16 +77,16 @@ def case_slots(world, disease, language, draw):
 
 def books(world, language, *, copies, seed):
     """`copies` textbooks, each with a chapter on every disease: all facts, a case, and the dirt of a scanned book."""
-    draw, words = random.Random(f"books {language} {seed}"), wordings(language)
-    return [_chapter(world, disease, language, f"book-{language}-{copy}-{number}", number, draw, words) for copy in range(copies)
+    draw = random.Random(f"books {language} {seed}")
+    return [_chapter(world, disease, language, f"book-{language}-{copy}-{number}", number, draw) for copy in range(copies)
             for number, disease in enumerate(draw.sample(world.diseases, len(world.diseases)), start=1)]
 
 def papers(world, language, *, documents, seed):
     """Journal articles: two or three narrow facts of one disease, a small trial, much method; common diseases more often."""
-    draw, words = random.Random(f"papers {language} {seed}"), wordings(language)
+    draw = random.Random(f"papers {language} {seed}")
     weights = [1 / (1 + rank) ** 0.5 for rank in range(len(world.diseases))]  # some diseases are studied more than others
     chosen = draw.choices(world.diseases, weights, k=documents)
-    return [_paper(world, disease, language, f"paper-{language}-{i}", draw, words) for i, disease in enumerate(chosen)]
+    return [_paper(world, disease, language, f"paper-{language}-{i}", draw) for i, disease in enumerate(chosen)]
 
 def web_pages(world, language, *, documents, seed):
     """A crawl: a third medical pages with boilerplate, the rest everyday pages; one in ten is a near-copy of another."""
@@ -95,7 +97,7 @@ def web_pages(world, language, *, documents, seed):
             copy = draw.choice(pages)
             pages.append(copy | {"id": page_id, "text": copy["text"] + "\n" + draw.choice(words["web"]["boilerplate"])})
         elif draw.random() < 1 / 3:
-            pages.append(_medical_page(world, draw.choice(world.diseases), language, page_id, draw, words))
+            pages.append(_medical_page(world, draw.choice(world.diseases), language, page_id, draw))
         else:
             page = _everyday_page(world, language, page_id, draw)
             pages.append(page | {"source": "web", "text": draw.choice(words["web"]["boilerplate"]) + "\n" + page["text"]})
@@ -111,33 +113,18 @@ def _record(text, source, language, record_id, facts):
 def fact_id(disease, attribute):
     """The name of one fact, e.g. asthma.treatment."""
     return f"{disease['disease_id']}.{attribute}"
-def _chapter(world, disease, language, record_id, number, draw, words):
-    name, parts = term(world, disease, "name", language), words["chapter"]
-    lines = [fill(parts["title"], number=number, disease=name), f"{parts['contents']} 1 ....... {number}  2 ....... {number + 7}"]
-    lines += [_authors(draw), fill(draw.choice(parts["intro"]), disease=name)]
-    for attribute in draw.sample(ATTRIBUTES, len(ATTRIBUTES)):
-        block = words["attributes"][attribute]
-        said = [sentence(world, disease, attribute, language, t) for t in draw.sample(block["book"], 2)]
-        lines += [block["heading"], _join([said[0] + draw.choice(["", "", f" [{draw.randint(1, 40)}]"]), said[1]], language)]
-        if draw.random() < 0.25:
-            lines.append(fill(draw.choice(parts["figure_reference"]), number=f"{number}.{draw.randint(1, 9)}"))
-    lines += [fill(t, **case_slots(world, disease, language, draw)) for t in draw.sample(words["case"], 2)]
-    lines += [draw.choice(parts["filler"]), f"www.example.org/book/{number}", parts["references"]]
-    lines += [_reference(i, 1980, draw) for i in (1, 2)]
+def _chapter(world, disease, language, record_id, number, draw):
     facts = {fact_id(disease, a): 4 if a in ("symptom", "test", "treatment") else 2 for a in ATTRIBUTES}  # 2 of the 4 are the cases
-    return _record("\n".join(lines), "book", language, record_id, facts)
-def _paper(world, disease, language, record_id, draw, words):
-    name, paper = term(world, disease, "name", language), words["paper"]
+    return _document("book", world, disease, language, record_id, draw, facts, number=number)
+def _paper(world, disease, language, record_id, draw):
     chosen = draw.sample(ATTRIBUTES, draw.choice([2, 3]))
-    said = [sentence(world, disease, a, language, draw.choice(words["attributes"][a]["paper"])) for a in chosen]
-    filler = [t.format(n=draw.randint(30, 900), p=f"{draw.uniform(0.001, 0.9):.3f}") for t in draw.sample(paper["filler"], 9)]
-    trial, _ = trial_text(world, disease, agent_name(draw), language, draw, range(6))
-    lines = [fill(draw.choice(paper["title"]), disease=name), _authors(draw), paper["abstract"],
-             _join([said[0], filler[0]], language), paper["introduction"],
-             _join([*said[1:], filler[1] + " [3,7]", filler[2]], language), paper["methods"], _join(filler[3:6], language),
-             paper["results"], _join([*trial, filler[6]], language), paper["discussion"], _join(filler[7:], language),
-             words["chapter"]["references"], _reference(1, 1990, draw)]
-    return _record("\n".join(lines), "paper", language, record_id, {fact_id(disease, a): 1 for a in chosen})
+    return _document("paper", world, disease, language, record_id, draw, {fact_id(disease, a): 1 for a in chosen}, chosen=chosen)
+def _medical_page(world, disease, language, record_id, draw):
+    chosen = draw.sample(ATTRIBUTES, 3)
+    return _document("web", world, disease, language, record_id, draw, {fact_id(disease, a): 1 for a in chosen}, chosen=chosen)
+def _document(source, world, disease, language, record_id, draw, facts, **more):
+    slots = expression_slots(world, language, (), draw, source) | {"source": source, "disease": disease}
+    return _record(JINJA.get_template("documents.jinja").render(slots | more), source, language, record_id, facts)
 
 def agent_name(draw):
     """An invented agent for invented trials: no claim is made on a real drug."""
@@ -149,14 +136,8 @@ def trial_text(world, disease, drug, language, draw, wording_range):
     slots = {"disease": term(world, disease, "name", language), "value": drug, "n": draw.randint(40, 900),
              "p": f"{draw.uniform(0.2, 0.9) if verdict == 'no' else draw.uniform(0.001, 0.04):.3f}"}
     result = trial[f"result_{verdict}"][draw.choice(list(wording_range))]
-    parts = (draw.choice(trial["background"]), draw.choice(trial["method"]), result, draw.choice(trial[f"rationale_{verdict}"]))
+    parts = draw.choice(trial["background"]), draw.choice(trial["method"]), result, draw.choice(trial[f"rationale_{verdict}"])
     return [fill(part, **slots) for part in parts], verdict
-def _medical_page(world, disease, language, record_id, draw, words):
-    chosen, web, name = draw.sample(ATTRIBUTES, 3), words["web"], term(world, disease, "name", language)
-    said = [sentence(world, disease, a, language, draw.choice(words["attributes"][a]["web"])) for a in chosen]
-    lines = [draw.choice(web["boilerplate"]), fill(draw.choice(web["medical_title"]), disease=name), *said,
-             draw.choice(web["filler"]), *draw.sample(web["boilerplate"], 2)]
-    return _record("\n".join(lines), "web", language, record_id, {fact_id(disease, a): 1 for a in chosen})
 def _everyday_page(world, language, record_id, draw):
     words, facts = wordings(language)["everyday"], draw.sample(world.everyday, 6)
     said = [fill(draw.choice(words[f["attribute"]]["statement"]), subject=f["subject"][language], value=f["value"][language]) for f in facts]
@@ -164,118 +145,70 @@ def _everyday_page(world, language, record_id, draw):
     return _record("\n".join(lines), "general", language, record_id, {})
 def _join(sentences, language):
     return ("" if language in ("zh", "ja") else " ").join(sentences)
-def _authors(draw):
-    return ", ".join(draw.sample(read_yaml("invented.yaml")["authors"], 3)) + " et al."
-def _reference(number, first_year, draw):
-    return f"{number}. {_authors(draw)} ({draw.randint(first_year, 2023)}). https://doi.org/10.1000/{draw.randint(1000, 9999)}"
 
 # --- exams: items {id, exam, language, question, context, options{A..}, answer, answer_idx, rationale, meta_info} -------
 
-def recall_exam(world, language, diseases, *, items, seed):
-    """MedMCQA-like: one attribute of a named disease, four options; every fact once before any fact twice."""
-    draw, words = random.Random(f"recall {language} {seed}"), wordings(language)["attributes"]
-    texts = [terms[language] for terms in world.terms.values()]
-    facts, exam = [(disease, attribute) for disease in diseases for attribute in ATTRIBUTES], []
-    while facts and len(exam) < items:
-        for disease, attribute in draw.sample(facts, min(len(facts), items - len(exam))):
-            said = words[attribute]
-            question, rationale = (sentence(world, disease, attribute, language, draw.choice(said[kind])) for kind in ("question", "rationale"))
-            choices = _fact_choices(world, "recall", language, disease, attribute, diseases, draw)
-            item = _item("recall", language, seed, len(exam), question, choices, rationale, fact_id(disease, attribute), disease)
-            template = max(said["book"], key=lambda t: t.lower().find("{value}") if "{disease}" in t.lower().split("{value}")[0] else -1)
-            slots = {"disease": term(world, disease, "name", language)}
-            exam.append(item | {"completion": _unfinished(template, texts, item["options"], language, slots)})
-    return exam
-def _unfinished(template, texts, options, language, slots):
-    """A fact for a model that was never shown a question: {"stem", "endings": {A: ..}}, each ending as `texts` spell it."""
-    (stem, rest), full = template.split("{value}"), {bare(text, language): text for text in texts}
-    endings = {letter: _join(["", full[text] + rest], language) for letter, text in options.items()}
-    return {"stem": fill(stem, **slots).rstrip(), "endings": endings}
+def exam(form, world, language, diseases=(), *, items, seed, **more):
+    """Items of one of the exams of lib/knowledge/exams.yaml, on the given diseases; `more` as it names them (options, wording_range)."""
+    entry, draw, found = read_yaml("exams.yaml")["exams"][form], random.Random(f"{form} {language} {seed}"), []
+    slots = expression_slots(world, language, diseases, draw, form) | {"more": entry.get("more", {}) | more}
+    for number, about in enumerate(_subjects(declared({"each": entry["each"]}, slots)["each"], items, draw) if "each" in entry else range(items)):
+        made = declared(entry["let"], slots | {"number": number, "about": about})
+        (options, right), disease = made["choices"], made.get("disease")
+        answer = _join([options[letter] for letter in right], language)
+        found.append({"id": f"{form}-{language}-{seed}-{number}", "exam": form, "language": language, "question": made["question"],
+                      "context": made.get("context", ""), "options": options, "answer": answer, "answer_idx": ",".join(right),
+                      "rationale": made.get("rationale", answer), "meta_info": ({"disease": disease["disease_id"]} if disease else {}) |
+                      {"fact": made["fact"]}} | ({"completion": made["completion"]} if "completion" in made else {}))
+    return found
 
-def vignette_exam(world, language, diseases, *, items, seed, options=4):
-    """MedQA-like: a finding is given, the disease is not; asked are the disease, its treatment or its test."""
-    draw, words = random.Random(f"vignette {language} {seed}"), wordings(language)
-    asked, exam = [(d, *a) for d in diseases for a in (("disease", "name"), ("treatment", "treatment"), ("test", "test"))], []
-    while asked and len(exam) < items:
-        for disease, target, column in draw.sample(asked, min(len(asked), items - len(exam))):
-            slots = case_slots(world, disease, language, draw) | {"value": term(world, disease, column, language)}
-            choices = _fact_choices(world, "vignette", language, disease, column, diseases, draw, count=options)
-            question, why = (fill(draw.choice(words[kind][target]), **slots) for kind in ("vignette", "vignette_rationale"))
-            exam.append(_item("vignette", language, seed, len(exam), question, choices, why, fact_id(disease, column), disease))
-    return exam
+# One exam each, called as exam: (world, language, diseases, *, items, seed).
+recall_exam, vignette_exam, abstract_exam, yes_no_exam, several_answers_exam, everyday_exam = (
+    functools.partial(exam, form) for form in ("recall", "vignette", "abstract", "yes_no", "several", "everyday"))
+def _subjects(pool, items, draw):
+    """Every subject once before any twice."""
+    while pool and items > 0:
+        yield from draw.sample(pool, min(len(pool), items))
+        items -= len(pool)
 
-def abstract_exam(world, language, diseases, *, items, seed, wording_range=range(6)):
-    """PubMedQA-like: yes, no or maybe, to be read off the abstract of a small trial; the conclusion is not shown."""
-    draw, words, exam = random.Random(f"abstract {language} {seed}"), wordings(language)["trial"], []
-    letters = {"yes": "A", "no": "B", "maybe": "C"}
-    for i in range(items):
-        disease, drug = draw.choice(diseases), agent_name(draw)
-        context, verdict = trial_text(world, disease, drug, language, draw, wording_range)
-        question = fill(draw.choice(words["question"]), disease=term(world, disease, "name", language), value=drug)
-        choices = {letter: words["answers"][each] for each, letter in letters.items()}, letters[verdict]
-        item = _item("abstract", language, seed, i, question, choices, context[3], f"trial-{i}", disease)
-        exam.append(item | {"context": _join(context[:3], language)})
-    return exam
+def declared(expressions, slots):
+    """{name: what it stands for} of Jinja expressions, which may use the slots and the names before."""
+    return {name: value for name, value in vars(_module(tuple(expressions.items())).make_module(slots)).items() if name in expressions}
+@functools.cache
+def _module(pairs):
+    return JINJA.from_string("".join(f"{{% set {name} = {text} %}}" for name, text in pairs))
 
-def yes_no_exam(world, language, diseases, *, items, seed):
-    """RuMedDaNet-like: is this statement on a disease right? Half are; the others carry another disease's value."""
-    draw, words, exam = random.Random(f"yes_no {language} {seed}"), wordings(language), []
-    for i in range(items):
-        disease, attribute, right = draw.choice(diseases), draw.choice(ATTRIBUTES), "AB"[i % 2]
-        source = disease if right == "A" else draw.choice([d for d in diseases if d[attribute] != disease[attribute]])
-        name, value = term(world, disease, "name", language), term(world, source, attribute, language)
-        question = fill(draw.choice(words["yes_no"][attribute]), disease=name, value=value)
-        rationale = sentence(world, disease, attribute, language, draw.choice(words["attributes"][attribute]["rationale"]))
-        choices = {letter: words["trial"]["answers"][verdict] for letter, verdict in (("A", "yes"), ("B", "no"))}, right
-        exam.append(_item("yes_no", language, seed, i, question, choices, rationale, fact_id(disease, attribute), disease))
-    return exam
-
-def several_answers_exam(world, language, diseases, *, items, seed):
-    """FrenchMedMCQA- and IgakuQA-like: which of five statements are true of a disease; one to three are."""
-    draw, words, exam = random.Random(f"several {language} {seed}"), wordings(language), []
-    for i in range(items):
-        disease, true = draw.choice(diseases), draw.randint(1, 3)
+def expression_slots(world, language, diseases, draw, form):
+    """What expressions of exams.yaml may name and call, for one language and set of diseases."""
+    def fact_choices(disease, column, count=4):  # values of other diseases of the same part, so no option is a give-away
+        right = term(world, disease, column, language)
+        others = sorted({term(world, d, column, language) for d in diseases} - {right})
+        if len(others) < count - 1:
+            raise ValueError(f"{form} exam ({language}): {len(diseases)} diseases give only {len(others)} wrong {column} options; add diseases")
+        return shuffled(right, draw.sample(others, count - 1))
+    def shuffled(right, wrong):
+        texts = draw.sample([right, *wrong], len(wrong) + 1)
+        return {letter: bare(text, language) for letter, text in zip(LETTERS, texts)}, LETTERS[texts.index(right)]
+    def statements(disease, true):  # five on a disease, of which the first `true` hold before they are shuffled
         attributes, name = draw.sample(ATTRIBUTES, 5), term(world, disease, "name", language)
-        others = [draw.choice([d for d in diseases if d[a] != disease[a]]) for a in attributes[true:]]
-        statements = [(fill(draw.choice(words["relation"][a]), disease=name, value=term(world, s, a, language)), s is disease)
-                      for a, s in zip(attributes, [disease] * true + others)]
-        draw.shuffle(statements)
-        options = {letter: text for letter, (text, _) in zip(LETTERS, statements)}
-        right = [letter for letter, (_, is_true) in zip(LETTERS, statements) if is_true]
-        question, answer = fill(words["phrases"]["several_question"], disease=name), _join(map(options.get, right), language)
-        exam.append(_item("several", language, seed, i, question, (options, right), answer, fact_id(disease, "several"), disease))
-    return exam
-
-def everyday_exam(world, language, *, items, seed):
-    """Everyday facts, four options: what is lost of them is forgetting."""
-    draw, exam = random.Random(f"everyday {language} {seed}"), []
-    for i, fact in enumerate(draw.sample(world.everyday, min(items, len(world.everyday)))):
-        words, subject, right = wordings(language)["everyday"][fact["attribute"]], fact["subject"][language], fact["value"][language]
-        question = fill(draw.choice(words["question"]), subject=subject, value=right)
-        alike = [f for f in world.everyday if f["attribute"] == fact["attribute"]]
-        wrong = draw.sample(sorted({f["value"][language] for f in alike} - {right}), 3)
-        choices, rationale = _choices(right, wrong, language, draw), fill(words["statement"][0], subject=subject, value=right)
-        statement = next(t for t in words["statement"] if "{subject}" in t.lower().split("{value}")[0])
-        item = _item("everyday", language, seed, i, question, choices, rationale, f"{fact['subject']['en']}.{fact['attribute']}")
-        exam.append(item | {"completion": _unfinished(statement, [right, *wrong], item["options"], language, {"subject": subject})})
-    return exam
-def _item(exam, language, seed, number, question, choices, rationale, fact, disease=None):
-    """One exam item; choices: ({letter: option}, the letters of the right ones)."""
-    options, right = choices
-    return {"id": f"{exam}-{language}-{seed}-{number}", "exam": exam, "language": language, "question": question, "context": "",
-            "options": options, "answer": _join([options[letter] for letter in right], language), "answer_idx": ",".join(right),
-            "rationale": rationale, "meta_info": ({"disease": disease["disease_id"]} if disease else {}) | {"fact": fact}}
-def _fact_choices(world, exam, language, disease, column, diseases, draw, *, count=4):
-    """Options are values of other diseases of the same part, so no option is a give-away."""
-    right = term(world, disease, column, language)
-    others = sorted({term(world, d, column, language) for d in diseases} - {right})
-    if len(others) < count - 1:
-        raise ValueError(f"{exam} exam ({language}): {len(diseases)} diseases give only {len(others)} wrong {column} options; add diseases")
-    return _choices(right, draw.sample(others, count - 1), language, draw)
-def _choices(right, wrong, language, draw):
-    texts = draw.sample([right, *wrong], len(wrong) + 1)
-    options = {letter: bare(text, language) for letter, text in zip(LETTERS, texts)}
-    return options, LETTERS[texts.index(right)]
+        about = [disease] * true + [draw.choice([d for d in diseases if d[a] != disease[a]]) for a in attributes[true:]]
+        relation = wordings(language)["relation"]
+        made = [(fill(draw.choice(relation[a]), disease=name, value=term(world, d, a, language)), d is disease) for a, d in zip(attributes, about)]
+        draw.shuffle(made)
+        return dict(zip(LETTERS, (text for text, _ in made))), [letter for letter, (_, holds) in zip(LETTERS, made) if holds]
+    def unfinished(templates, options, values=(), latest=False, **slots):  # for a model that was never asked: endings as the terms spell them
+        begun = [text for text in templates if any(f"{{{name}}}" in text.lower().split("{value}")[0] for name in slots)]
+        template = max(begun, key=lambda text: text.lower().find("{value}")) if latest else begun[0]
+        full = {bare(text, language): text for text in values or [terms[language] for terms in world.terms.values()]}
+        stem, rest = template.split("{value}")
+        endings = {letter: _join(["", full[text] + rest], language) for letter, text in options.items()}
+        return {"stem": fill(stem, **slots).rstrip(), "endings": endings}
+    return {"draw": draw, "world": world, "language": language, "diseases": diseases, "words": wordings(language),
+            "shuffled": shuffled, "fact_choices": fact_choices, "statements": statements, "unfinished": unfinished,
+            "joined": lambda texts: _join(texts, language), "case_slots": lambda disease: case_slots(world, disease, language, draw),
+            "said": lambda disease, attribute, template: sentence(world, disease, attribute, language, template),
+            "term": lambda disease, column: term(world, disease, column, language),
+            "trial_text": lambda disease, drug, wording_range: trial_text(world, disease, drug, language, draw, wording_range)}
 
 def read_table(name):
     """The rows of a CSV file in lib/knowledge; ValueError with file and line where a cell is empty or one too many."""
@@ -296,10 +229,12 @@ def _fictional_terms(terms, seed):
     """A pseudo-word for every term and language, unique within the language."""
     draw, taken, renamed = random.Random(f"fictional {seed}"), set(), {key: {} for key in sorted(terms)}
     syllables = read_yaml("invented.yaml")["syllables"]
-    for key in renamed:
-        for language in LANGUAGES:
-            parts = syllables.get(language, syllables["other"])
-            word = next(w for w in iter(lambda p=parts: "".join(draw.choices(p, k=4)), None) if (language, w) not in taken)
-            taken.add((language, word))
-            renamed[key][language] = {"fr": "le ", "es": "el "}.get(language, "") + word
+    for key, language in product(renamed, LANGUAGES):
+        parts = syllables.get(language, syllables["other"])
+        word = next(w for w in iter(lambda p=parts: "".join(draw.choices(p, k=4)), None) if (language, w) not in taken)
+        taken.add((language, word))
+        renamed[key][language] = {"fr": "le ", "es": "el "}.get(language, "") + word
     return renamed
+
+JINJA = jinja2.Environment(loader=jinja2.FileSystemLoader(KNOWLEDGE), undefined=jinja2.StrictUndefined, trim_blocks=True)
+JINJA.globals.update(fill=fill, bare=bare, product=product, fact_id=fact_id, agent_name=agent_name, attributes=ATTRIBUTES, read_yaml=read_yaml)

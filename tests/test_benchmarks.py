@@ -293,7 +293,7 @@ def test_an_empty_exam_is_refused():
 
 def test_an_instruction_can_differ_by_item():
     """Unseen wordings go round by the number of the item; each item keeps its own, in whatever order it is asked."""
-    pool = instructions.unseen_instructions("en", "exam")
+    pool = world.wordings("en")["instructions"]["exam"][-2:]
     items = [FOUR | {"id": str(number)} for number in range(2 * len(pool))]
     exam = make_exam("recall", items, instruction=lambda number: pool[number % len(pool)])
     for number in reversed(range(len(items))):

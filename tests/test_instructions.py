@@ -7,11 +7,16 @@ import pytest
 
 from lib import instructions, world
 from lib.corpora import IGNORE_INDEX, encode, train_tokenizer
-from lib.instructions import encode_examples, pack_records, training_instructions, unseen_instructions
+from lib.instructions import encode_examples, pack_records, training_instructions
 from lib.world import ATTRIBUTES, LANGUAGES, wordings
 
 KINDS = ("exam", "dialogue", "description", "relation")
 RECORD = {"instruction": "Answer the question.", "input": "Is water wet?", "output": "Yes, it is."}
+
+
+def unseen_instructions(language, kind):
+    """The wordings that no training record carries."""
+    return wordings(language)["instructions"][kind][len(training_instructions(language, kind)):]
 
 
 @pytest.fixture(scope="module")

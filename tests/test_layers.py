@@ -11,7 +11,7 @@ import pytest
 from lib.results import REPOSITORY
 
 ORDER = ("results profiles statistics reported world sources filters corpora shards instructions models distributed training teacher "
-         "generation benchmarks evaluation ablations prompting text_metrics ratings tables figures batch").split()
+         "generation benchmarks evaluation ablations prompting text_metrics tasks ratings tables figures batch").split()
 LIB_LINES, FILE_LINES, FUNCTION_LINES = 4500, 400, 40
 MODULES = {path.stem: path for path in sorted((REPOSITORY / "lib").glob("*.py")) if path.stem != "__init__"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

@@ -365,7 +365,7 @@ def test_an_abstract_exam_shows_no_finding_of_a_disease(full, language):
 # --- exams ------------------------------------------------------------------------------------------------------------
 
 def all_items(known, language, *, items=60, seed=5):
-    return {exam.__name__: exam(known, language, known.diseases, items=items, seed=seed) for exam in EXAMS} | {
+    return {exam.args[0]: exam(known, language, known.diseases, items=items, seed=seed) for exam in EXAMS} | {
         "everyday": world.everyday_exam(known, language, items=items, seed=seed),
         "five options": world.vignette_exam(known, language, known.diseases, items=items, seed=seed, options=5)}
 
