@@ -165,8 +165,8 @@ def last_option_v1(completion, item):
     """The option that is named last, whatever stands around it; of two that end at one place the longer.
     >>> last_option_v1("Not iron: iron chelation.", {"options": {"A": "iron", "B": "iron chelation", "C": "chelation"}})
     'B'"""
-    text = _plain(completion)
-    found = {letter: (text.rfind(_plain(option)) + len(_plain(option)), len(option)) for letter, option in item["options"].items() if _plain(option) in text}
+    text, options = _plain(completion), {letter: _plain(option) for letter, option in item["options"].items()}
+    found = {letter: (text.rfind(option) + len(option), len(option)) for letter, option in options.items() if option in text}
     return max(found, key=found.get, default=None)
 def _named(found, item):
     """The letters of a match such as "(a), (c)", in the item's order; None without a match, and when one of them is no option."""

@@ -146,8 +146,7 @@ def forest(frame, *, label, difference, low, high, group=None, note=None, axis="
         for cell in part.to_dict("records"):
             at, estimate = labels.index(cell[label]), (cell[difference], cell[low], cell[high])
             colour = CYCLE[0] if cell[difference] >= 0 else PALETTE["this project"]
-            clear = cell[low] > 0 or cell[high] < 0
-            _point(ax, at, estimate, color=colour, marker="o", markerfacecolor=colour if clear else "white")
+            _point(ax, at, estimate, color=colour, marker="o", markerfacecolor=colour if cell[low] > 0 or cell[high] < 0 else "white")
             _beside(ax, at, f"{cell[difference]:+.1f}{cell[note] if note else ''}".replace("-", "\u2212"))
     return _titled(fig, title, [Line2D([], [], color=CYCLE[0], marker="o", ms=4.5, markerfacecolor=fill, label=words)
                                 for fill, words in ((CYCLE[0], "95 % interval without zero"), ("white", "with zero"))])
@@ -190,15 +189,13 @@ def stacked_bars(frame, *, label, part, value, axis, title=None):
     table = frame.pivot_table(index=label, columns=part, values=value, aggfunc="sum").reindex(labels, columns=parts)
     table, look = _scaled(axis)[1] * table.fillna(0), colours(parts)
     fig, ax = plt.subplots(layout="constrained", figsize=(WIDTH, (0.3 if len(labels) < 13 else 0.2) * len(labels) + 1.0))
-    left, longest = np.zeros(len(labels)), table.sum(axis=1).max()
-    for name in parts:
-        bars = ax.barh(range(len(labels)), table[name], left=left, color=look[name], height=0.72, edgecolor="white")
+    longest = table.sum(axis=1).max()
+    table.plot.barh(stacked=True, ax=ax, color=look, width=0.72, edgecolor="white", legend=False, ylabel="")
+    for name, bars in zip(parts, ax.containers):
         dark = np.dot(to_rgb(look[name]), (0.3, 0.6, 0.1)) <= 0.55
         words = [_number(number) if number > 0.012 * longest * (2 + len(_number(number))) else "" for number in table[name]]
         ax.bar_label(bars, words if parts[1:] else [], label_type="center", fontsize=7, color="white" if dark else INK)
-        left += table[name].to_numpy()
-    for at, total in enumerate(left):
-        ax.text(total + 0.008 * longest, at, _number(total), va="center", fontsize=7.5, fontweight="bold")
+    ax.bar_label(ax.containers[-1], table.sum(axis=1).map(_number), padding=3, fontsize=7.5, fontweight="bold")
     _rows(ax, labels, ylim=(len(labels) - 0.45, -0.55), xlabel=axis, xlim=(0, 1.08 * longest))
     ax.xaxis.set_major_formatter(lambda number, _: f"{number:,g}")
     return _titled(fig, title, [Patch(color=look[name], label=name) for name in parts] if len(parts) > 1 else ())
@@ -215,22 +212,4 @@ def heat_map(matrix, *, axis_label="accuracy", title=None):
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.set(xlabel="", ylabel="")
     plt.setp(ax.get_xticklabels(), **{"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if slant else {"rotation": 0})
-    return _titled(fig, title)
-
-def radar(frame, *, label, spoke, value, axis="accuracy", title=None):
-    """One closed line a label over the spokes, every spoke on the same scale."""
-    labels, spokes = (list(dict.fromkeys(frame[name])) for name in (label, spoke))
-    axis, factor = _scaled(axis, frame[value].astype(float))
-    table = factor * frame.pivot(index=label, columns=spoke, values=value).reindex(labels, columns=spokes)
-    angles = np.append(np.linspace(0, 2 * np.pi, len(spokes), endpoint=False), 0)
-    fig, ax = plt.subplots(layout="constrained", figsize=(WIDTH, 4.2), subplot_kw={"projection": "polar"})
-    for marker, (name, colour) in zip(cycle(MARKERS), colours(labels).items()):
-        ax.plot(angles, table.loc[name].iloc[[*range(len(spokes)), 0]], color=colour, label=name, marker=marker, ms=4)
-    ax.set_theta_zero_location("N")
-    ax.set_xticks(angles[:-1], [_wrap(name, 16) for name in spokes], fontweight="bold")
-    for words, side in zip(ax.get_xticklabels(), -np.sin(angles).round(1)):
-        words.set_horizontalalignment("center" if not side else "left" if side > 0 else "right")
-    ax.set_rlabel_position(180 / len(spokes))
-    ax.spines["polar"].set_color("0.85")
-    fig.legend(handles=ax.lines, title=axis, alignment="left", loc="outside right center")
     return _titled(fig, title)

@@ -1,4 +1,4 @@
-"""Ask a model as Med-PaLM 2 was asked: few-shot, chain of thought, self-consistency, ensemble refinement; long answers."""
+"""Ask a model as Med-PaLM 2 was asked: few-shot, chain of thought, self-consistency, ensemble refinement."""
 import functools
 import hashlib
 import random
@@ -12,7 +12,7 @@ from lib import evaluation, teacher, training
 from lib.benchmarks import EXTRACTION_RULES, few_shot_cases, make_letter_exam
 from lib.corpora import count_tokens
 from lib.generation import generate
-from lib.models import load_model
+from lib.models import load_model, model_fingerprint
 from lib.results import append_row, read_rows, to_json
 from lib.world import read_yaml
 PROMPTS = read_yaml("prompts.yaml")
@@ -37,6 +37,7 @@ STRATEGIES = {name: Strategy(name, **settings) for name, settings in PROMPTS["st
 
 class Sampler(NamedTuple):
     """A model as this module sees it: on this machine or behind an endpoint."""
+    name: str        # what its texts depend on besides the prompt
     draw: Callable   # (prompts, samples=, temperature=, max_new_tokens=, seed=) -> for each prompt a list of texts
     fit: Callable    # (exam, items, max_new_tokens) -> the prompt of each item, with as many solved cases as fit
     count: Callable  # texts -> tokens of each
@@ -48,9 +49,8 @@ def local_sampler(folder, *, stop=("\nQuestion:", "\n\n"), tokens_per_batch=8192
     def draw(prompts, *, samples, **settings):
         texts = generate(model, tokenizer, prompts, samples=samples, stop=stop, tokens_per_batch=tokens_per_batch, **settings)
         return [[text] for text in texts] if samples == 1 else texts
-    def fit(exam, items, new):
-        return evaluation.fitted_prompts(exam, items, tokenizer, context - new - 8)  # 8: marks of beginning, and of where two texts join
-    return Sampler(draw, fit, functools.partial(count_tokens, tokenizer))
+    return Sampler(f"{model_fingerprint(training.model_folder(folder))} {stop}", draw, lambda exam, items, new: evaluation.fitted_prompts(
+        exam, items, tokenizer, context - new - 8), functools.partial(count_tokens, tokenizer))  # 8: for marks and joins
 
 def endpoint_sampler(url, model, *, cache, stop=("\nQuestion:",)):
     """A model behind an endpoint (lib.teacher); answers are kept in the file `cache`. Its tokens are estimated: a token for four characters.
@@ -61,12 +61,12 @@ def endpoint_sampler(url, model, *, cache, stop=("\nQuestion:",)):
             texts, problems = teacher.ask(prompts, url=url, model=model, cache=cache, max_tokens=max_new_tokens, temperature=temperature,
                                           sample=number + 1000 * seed)
             if problems:
-                raise ValueError(f"{len(problems)} of {len(prompts)} prompts have no sample {number} ({next(iter(problems.values()))}); "
-                                 "the others are kept: run again")
+                why = next(iter(problems.values()))
+                raise ValueError(f"{len(problems)} of {len(prompts)} prompts have no sample {number} ({why}); the others are kept: run again")
             drawn.append([functools.reduce(lambda text, end: text.split(end, 1)[0], stop, text) for text in texts])
         return [list(own) for own in zip(*drawn)]
-    return Sampler(draw, lambda exam, items, _: ["".join([exam.description, *exam.cases, exam.prompt(item)]) for item in items],
-                   lambda texts: np.array([len(text) // 4 for text in texts]))
+    return Sampler(f"{url} {model} {stop}", draw, lambda exam, items, _: [
+        "".join([exam.description, *exam.cases, exam.prompt(item)]) for item in items], lambda texts: np.array([len(text) // 4 for text in texts]))
 
 def make_exams(strategy, name, items, training_items=(), *, seed=0):
     """(exams, refining exams) in the strategy's form, one for each item: solved cases are drawn from training items by seed, for each question anew
@@ -101,12 +101,10 @@ def vote(row, number=None, *, stage="sample"):
 
 def budget(sampler, strategy, exams, refining=()):
     """{strategy, items, texts, tokens_read, tokens_written}: what `solve` would cost at most, known beforehand."""
-    asked, again = ([(exam, item) for exam in each for item in exam.items] for each in (exams, refining if strategy.refinements else ()))
-    read = [sampler.fit(exam, [item], strategy.max_new_tokens)[0] for exam, item in asked + again]
-    new = len(asked) * strategy.max_new_tokens
-    return {"strategy": strategy.name, "items": len(asked), "texts": len(asked) * (strategy.samples + strategy.refinements),
-            "tokens_read": int(sum(sampler.count(read))) + new * strategy.samples * bool(strategy.refinements),
-            "tokens_written": new * (strategy.samples + strategy.refinements)}
+    read = sum(int(sampler.count(sampler.fit(exam, exam.items, strategy.max_new_tokens)).sum()) for exam in (*exams, *refining))
+    items, texts = sum(len(exam.items) for exam in exams), strategy.samples + strategy.refinements
+    return {"strategy": strategy.name, "items": items, "texts": items * texts, "tokens_written": items * texts * strategy.max_new_tokens,
+            "tokens_read": read + items * strategy.samples * strategy.max_new_tokens * bool(strategy.refinements)}
 
 def solve(sampler, strategy, exams, folder, *, refining=(), seed=0):
     """One row an item: prompt, sampled texts and the answer read in each, the same for refinements, the voted answer, its share, invalid samples,
@@ -115,39 +113,26 @@ def solve(sampler, strategy, exams, folder, *, refining=(), seed=0):
     asked, again = ([(exam, item) for exam in each for item in exam.items] for each in (exams, refining))
     if strategy.refinements and len(again) != len(asked):
         raise ValueError(f"strategy {strategy.name!r} refines {len(asked)} items, `refining` has {len(again)}: give an exam for each")
-    content = [asdict(strategy), seed, *(exam.fingerprint for exam in (*exams, *refining))]
-    key = hashlib.sha256(to_json(content).encode()).hexdigest()[:12]
-    path = Path(folder) / f"{exams[0].name}-{strategy.name}-{key}.jsonl"
+    content = to_json([sampler.name, asdict(strategy), seed, *(exam.fingerprint for exam in (*exams, *refining))])
+    path = Path(folder) / f"{exams[0].name}-{strategy.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.jsonl"
     step = max(1, TOGETHER // (strategy.samples + strategy.refinements))
     for start in range(len(read_rows(path)), len(asked), step):
-        for row in _solve(sampler, strategy, asked[start:start + step], again[start:start + step], seed):
+        part, later = asked[start:start + step], again[start:start + step]
+        rows = [evaluation._row(exam, item, "") | {"seed": seed} for exam, item in part]
+        _draw(sampler, strategy, part, rows)
+        if strategy.refinements:
+            _draw(sampler, strategy, [(exam, shown(item, row["sample_texts"])) for (exam, item), row in zip(later, rows)], rows, "refinement")
+        for row in rows:
+            row["predicted_generation"], row["share"] = vote(row, stage="refinement" if strategy.refinements else "sample")
             append_row(path, row)
     return read_rows(path)
-def _solve(sampler, strategy, asked, again, seed):
-    rows = [evaluation._row(exam, item, sampler.fit(exam, [item], strategy.max_new_tokens)[0]) | {"seed": seed} for exam, item in asked]
-    _draw(sampler, strategy, asked, rows, "sample")
-    if strategy.refinements:
-        seen = [(exam, shown(item, row["sample_texts"])) for (exam, item), row in zip(again, rows)]
-        for (exam, item), row in zip(seen, rows):
-            row["refinement_prompt"] = sampler.fit(exam, [item], strategy.max_new_tokens)[0]
-        _draw(sampler, strategy, seen, rows, "refinement")
-    for row in rows:
-        row["predicted_generation"], row["share"] = vote(row, stage="refinement" if strategy.refinements else "sample")
-    return rows
-def _draw(sampler, strategy, asked, rows, stage):
-    """Add the texts of one stage to the rows, what is read in each, and what they cost."""
-    first = stage == "sample"
-    prompts = [row["prompt" if first else "refinement_prompt"] for row in rows]
-    drawn = sampler.draw(prompts, samples=strategy.samples if first else strategy.refinements, max_new_tokens=strategy.max_new_tokens,
-                         temperature=strategy.temperature if first else strategy.refinement_temperature, seed=rows[0]["seed"])
-    for (exam, item), row, texts, read in zip(asked, rows, drawn, sampler.count(prompts), strict=True):
+def _draw(sampler, strategy, asked, rows, stage="sample"):
+    """Add the prompts and texts of one stage to the rows, what is read in each text, and what they cost."""
+    number, warmth = (strategy.samples, strategy.temperature) if stage == "sample" else (strategy.refinements, strategy.refinement_temperature)
+    prompts = [sampler.fit(exam, [item], strategy.max_new_tokens)[0] for exam, item in asked]
+    drawn = sampler.draw(prompts, samples=number, temperature=warmth, max_new_tokens=strategy.max_new_tokens, seed=rows[0]["seed"])
+    for (exam, item), row, prompt, texts, read in zip(asked, rows, prompts, drawn, sampler.count(prompts), strict=True):
         answers = [EXTRACTION_RULES[exam.extraction](text, item) for text in texts]
-        row |= {f"{stage}_texts": texts, f"{stage}_answers": answers, f"{stage}_invalid": answers.count(None), f"{stage}_tokens_read": int(read),
+        row |= {"prompt" if stage == "sample" else "refinement_prompt": prompt, f"{stage}_texts": texts, f"{stage}_answers": answers,
+                f"{stage}_invalid": answers.count(None), f"{stage}_tokens_read": int(read),
                 f"{stage}_tokens_written": [int(tokens) for tokens in sampler.count(texts)]}
-
-def long_prompt(question, data_set, *, fair=False):
-    """The prompt of a question that wants a long answer, worded for its data set; fair: with the sentence that asks for fairness.
-    Answers are generated at temperature 0 (Med-PaLM 2, appendix A.17 has the published wordings; these are ours)."""
-    if data_set not in PROMPTS["long_answers"]:
-        raise ValueError(f"no prompt for the data set {data_set!r}; there are {', '.join(PROMPTS['long_answers'])}")
-    return PROMPTS["long_answers"][data_set].format(question=question.strip(), fairness=PROMPTS["fairness"] if fair else "")
