@@ -2,35 +2,8 @@
 import random
 from itertools import product
 import pandas as pd
-from lib import corpora, evaluation, instructions, models, sources, statistics, training, world
+from lib import corpora, evaluation, instructions, models, sources, training, world
 TABLE = world.read_yaml("ablations.yaml")  # the rows of PMC-LLaMA's Table 1, and what stands in for what with real data
-
-def pmc_llama_rows(profile, data_dir=""):
-    """The rows of PMC-LLaMA's Table 1 at a profile's two sizes (of one size: each label once); with real data, those of which the files hold all."""
-    sizes, rows = {"small": profile.sizes[0], "large": profile.sizes[-1]}, {}
-    for line in TABLE["pmc_llama"]:
-        size, injection, tuning = sizes[line["size"]], line["injection"], line["tuning"]
-        label = line["label"].format(size)
-        if label not in rows and (not data_dir or tuning == "task"):
-            rows[label] = {"row": label, "key": line["key"], "size": size, "tuning": tuning, "reported": line["published"],
-                           "injection": TABLE["public_injection"].get(injection) if data_dir else injection,
-                           "extends": next((name for name, row in rows.items() if row["key"] == line["extends"]), None)}
-    return list(rows.values())
-
-def train_rows(profile, rows, *, data_dir="", base_model="", seed=0):
-    """{row: stage folder}: base model, injection and tuning of each row, trained where runs/ does not hold them."""
-    raw = corpora.load_sources(profile, data_dir)  # the documents are the same for all seeds; weights and order differ
-    prepared = corpora.prepare(raw, profile, tokenizer=models.load_tokenizer(base_model))
-    data = tuning_data(profile, prepared.tokenizer, data_dir, {row["tuning"] for row in rows})
-    return {row["row"]: _train_row(profile, row, prepared, data[row["tuning"]], base_model, seed) for row in rows}
-def _train_row(profile, row, prepared, packed, base_model, seed):
-    folder = training.train_base(profile, row["size"], prepared, seed=seed, base_model=base_model)
-    if row["injection"]:
-        mixture = corpora.mixed(prepared, row["injection"])
-        folder = training.inject(profile, row["size"], folder, mixture, name=row["injection"], seed=seed)
-    # Instruction tuning is that of notebook 03; task answers are tuned for every injection, the name says which.
-    name = row["tuning"] if row["tuning"] != "task" else f"task-{row['injection'] or 'none'}"
-    return training.tune(profile, folder, packed, name=f"tune-{name}-{row['size']}", seed=seed)
 
 def training_items(profile, data_dir="", *, seed=0):
     """Training questions of the three exams; of real exams, whatever the test sample leaves."""
@@ -86,26 +59,12 @@ def tuning_data(profile, tokenizer, data_dir="", wanted=("rationale", "+ dialogu
     length = profile.tuning_length * (4 if data_dir else 1)  # real questions are that much longer
     return {name: instructions.pack_records(sets[name], tokenizer, length) for name in sets if name in wanted}
 
-def accuracy_table(rows, trained, exams, *, method="loglikelihood"):
-    """One line a row and exam, seeds pooled: accuracy, interval, chance, unparsed. trained: {seed: {row: stage folder}}."""
-    lines = []
-    for row, exam in product(rows, exams):
-        pooled = _pooled(trained, row["row"], exam)
-        line = {"row": row["row"], "size": row["size"], "exam": exam.name, "seeds": len(trained)}
-        line |= evaluation.accuracy_row(pooled, method=method, chance=exam.chance)
-        if len(trained) > 1:  # seeds share their questions: the interval is over facts
-            spread = statistics.bootstrap_mean(evaluation.correct(pooled, method), seed=0, clusters=[one["fact"] for one in pooled])
-            line |= {"low": spread.low, "high": spread.high}
-        lines.append(line)
-    return pd.DataFrame(lines)
-def _pooled(trained, name, exam):
-    return [line for folders in trained.values() for line in evaluation.evaluate(folders[name], exam)]
-
 def step_table(rows, trained, exams, *, method="loglikelihood"):
     """Each row against the row it extends on the same items: difference, interval and p-value over facts."""
     lines = []
     for row, exam in product([row for row in rows if row["extends"]], exams):
-        gain = evaluation.compare(*(_pooled(trained, name, exam) for name in (row["row"], row["extends"])), method=method)
+        gain = evaluation.compare(*([line for folders in trained.values() for line in evaluation.evaluate(folders[name], exam)]
+                                    for name in (row["row"], row["extends"])), method=method)
         lines.append({"exam": exam.name, "step": f"{row['row']} over {row['extends']}", "row": row["row"], "difference": gain.value,
                       "low": gain.low, "high": gain.high, "wins": gain.wins, "losses": gain.losses, "p_value": gain.p_value})
     return pd.DataFrame(lines)
@@ -115,9 +74,3 @@ def steps_between(folders, exams, *, seed=0):
     names = list(folders)
     rows = [{"row": name, "extends": before} for before, name in zip([None, *names], names)]
     return step_table(rows, {seed: folders}, exams)
-
-def gains(steps, named, *, exam="recall"):
-    """{name_gain, name_gain_low, name_gain_high} of the rows {name: row} of a step table on one exam; None where there is no such row."""
-    lines = steps[steps["exam"] == exam].set_index("row")
-    return {f"{short}_gain{end}": lines.loc[row, column] if row in lines.index else None for short, row in named.items()
-            for end, column in (("", "difference"), ("_low", "low"), ("_high", "high"))}

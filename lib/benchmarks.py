@@ -70,9 +70,11 @@ def make_letter_exam(name, items, *, form="mmlu", cases=(), description="", extr
     if leaked := {item.get("question") for item in items} & {case["question"] for case in cases}:
         raise ValueError(f"exam {name!r}: {len(leaked)} few-shot cases are test questions, as {sorted(leaked)[0][:60]!r}")
     layout = FORMS[form]
-    solved = tuple(_printed(layout, case) + layout["answer"].format(letter=case["answer_idx"]) + "\n\n" for case in cases)
+    def answer(letter, item, why=""):
+        return layout["answer"].format(letter=letter, text=item["options"].get(letter, ""), rationale=why)
+    solved = tuple(_printed(layout, case) + answer(case["answer_idx"], case, case.get("rationale", "")) + "\n\n" for case in cases)
     return Benchmark(name, tuple(items), lambda item: _printed(layout, item), lambda item: (
-        "", {letter: layout["answer"].format(letter=letter) for letter in item["options"]}), extraction, solved, description)
+        "", {letter: answer(letter, item) for letter in item["options"]}), extraction, solved, description)
 def _printed(layout, item):
     options = layout["between"].join(layout["option"].format(letter=letter, text=text) for letter, text in item["options"].items())
     context = layout["context"].format(context=item["context"]) if item.get("context") else ""
@@ -154,6 +156,14 @@ def any_letter_v1(completion, item):
     """The first of the rules for letters that finds one: OPTION X IS CORRECT, the answer is X, X alone at the beginning."""
     rules = (option_letters_v1, answer_letter_v1, bare_letter_v1)
     return next((letter for rule in rules if (letter := rule(completion, item))), None)
+
+def last_option_v1(completion, item):
+    """The option that is named last, whatever stands around it; of two that end at one place the longer.
+    >>> last_option_v1("Not iron: iron chelation.", {"options": {"A": "iron", "B": "iron chelation", "C": "chelation"}})
+    'B'"""
+    text, options = _plain(completion), {letter: _plain(option) for letter, option in item["options"].items()}
+    found = {letter: (text.rfind(option) + len(option), len(option)) for letter, option in options.items() if option in text}
+    return max(found, key=found.get, default=None)
 def _named(found, item):
     """The letters of a match such as "(a), (c)", in the item's order; None without a match, and when one of them is no option."""
     letters = {part.strip("()[]【】「」<> ") for part in re.split(PATTERNS["separator"], found.group(1))} if found else set()
@@ -161,4 +171,4 @@ def _named(found, item):
     return ",".join(named) if named and len(named) == len(letters) else None
 
 EXTRACTION_RULES = {rule.__name__: rule for rule in (
-    option_letter_v1, answer_text_v1, option_letters_v1, answer_letter_v1, bare_letter_v1, any_letter_v1)}
+    option_letter_v1, answer_text_v1, option_letters_v1, answer_letter_v1, bare_letter_v1, any_letter_v1, last_option_v1)}

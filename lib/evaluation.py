@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from lib import benchmarks, sources, statistics, teacher, training, world
+from lib import benchmarks, sources, statistics, training, world
 from lib.corpora import count_tokens
 from lib.generation import generate, option_loglikelihoods
 from lib.models import load_model
@@ -37,7 +37,8 @@ def score_items(model, tokenizer, benchmark, items, methods=tuple(METHODS), max_
             row["predicted_loglikelihood"] = likeliest(row["loglikelihood"], several=benchmark.several)
     if "generation" in methods:
         for row, item, text in zip(rows, items, generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)):
-            row |= _read_answer(benchmark, item, text)
+            row |= {"completion": text, "predicted_generation": benchmarks.EXTRACTION_RULES[benchmark.extraction](text, item),
+                    "predicted_letter": benchmarks.option_letter_v1(text, item)}  # PMC-LLaMA's letter, whatever the exam's rule
     return rows
 
 def likeliest(scores, *, several=False):
@@ -60,29 +61,10 @@ def fitted_prompts(benchmark, items, tokenizer, room):
 def _row(benchmark, item, prompt):
     return {"id": item["id"], "exam": benchmark.name, "answer_idx": item["answer_idx"], "options": len(item["options"]),
             "fact": item.get("meta_info", {}).get("fact", item["id"]), "prompt": prompt}
-def _read_answer(benchmark, item, text):
-    """The columns of a generated answer: the completion, what the exam's rule reads in it, and PMC-LLaMA's letter."""
-    return {"completion": text, "predicted_generation": benchmarks.EXTRACTION_RULES[benchmark.extraction](text, item),
-            "predicted_letter": benchmarks.option_letter_v1(text, item)}
-
-def evaluate_endpoint(url, model, benchmark, *, cache, max_new_tokens=512):
-    """Rows of a model behind an endpoint (see lib.teacher), by generation only; ValueError while answers are missing: a rerun asks for those."""
-    prompts = ["".join([benchmark.description, *benchmark.cases, benchmark.prompt(item)]) for item in benchmark.items]
-    texts, problems = teacher.ask(prompts, url=url, model=model, cache=cache, max_tokens=max_new_tokens)
-    if problems:
-        raise ValueError(f"{len(problems)} of {len(prompts)} questions of {benchmark.name} have no answer "
-                         f"({next(iter(problems.values()))}); the others are kept: run again")
-    return [_row(benchmark, item, prompt) | _read_answer(benchmark, item, text) for item, prompt, text in zip(benchmark.items, prompts, texts)]
 
 def correct(rows, method="loglikelihood"):
     """1 where the prediction is right, else 0 (unparsed answers are wrong), as an array in item order."""
     return np.array([row[METHODS[method]] == row["answer_idx"] for row in rows], dtype=float)
-
-def option_f1(rows, method="generation"):
-    """Mean F1 of the chosen against the right options, for items with several right ones; an unparsed answer counts 0."""
-    chosen = [set((row[METHODS[method]] or "").split(",")) - {""} for row in rows]
-    right = [set(row["answer_idx"].split(",")) for row in rows]
-    return float(np.mean([2 * len(a & b) / (len(a) + len(b)) for a, b in zip(chosen, right)]))
 
 def accuracy_row(rows, *, method="loglikelihood", chance=None):
     """{items, correct, accuracy (unparsed answers are wrong), low, high (Clopper-Pearson), unparsed, accuracy_parsed (without them), chance}."""
@@ -158,15 +140,3 @@ def topic(item):
     about = item.get("meta_info", {})
     named = next((about[field] for field in ("subject_name", "subject", "category", "meta_info") if about.get(field)), None)
     return named or about.get("fact", "not named").rpartition(".")[2]
-
-def averages(table):
-    """Per model the mean over exams (macro, interval from the exams' binomial errors) and over questions (pooled, Clopper-Pearson)."""
-    lines = []
-    for model, part in table.groupby("model", sort=False):
-        error = 1.96 * math.sqrt((part["accuracy"] * (1 - part["accuracy"]) / part["items"]).sum()) / len(part)
-        low, high = statistics.clopper_pearson(part["correct"].sum(), part["items"].sum())
-        macro, shared = part["accuracy"].mean(), {"model": model, "exams": len(part), "items": part["items"].sum()}
-        lines.append(shared | {"average": "macro", "accuracy": macro, "low": macro - error, "high": macro + error, "chance": part["chance"].mean()})
-        lines.append(shared | {"average": "pooled", "accuracy": part["correct"].sum() / shared["items"], "low": float(low), "high": float(high),
-                               "chance": (part["chance"] * part["items"]).sum() / shared["items"]})
-    return pd.DataFrame(lines)

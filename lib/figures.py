@@ -9,6 +9,7 @@ from itertools import cycle
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -145,8 +146,7 @@ def forest(frame, *, label, difference, low, high, group=None, note=None, axis="
         for cell in part.to_dict("records"):
             at, estimate = labels.index(cell[label]), (cell[difference], cell[low], cell[high])
             colour = CYCLE[0] if cell[difference] >= 0 else PALETTE["this project"]
-            clear = cell[low] > 0 or cell[high] < 0
-            _point(ax, at, estimate, color=colour, marker="o", markerfacecolor=colour if clear else "white")
+            _point(ax, at, estimate, color=colour, marker="o", markerfacecolor=colour if cell[low] > 0 or cell[high] < 0 else "white")
             _beside(ax, at, f"{cell[difference]:+.1f}{cell[note] if note else ''}".replace("-", "\u2212"))
     return _titled(fig, title, [Line2D([], [], color=CYCLE[0], marker="o", ms=4.5, markerfacecolor=fill, label=words)
                                 for fill, words in ((CYCLE[0], "95 % interval without zero"), ("white", "with zero"))])
@@ -189,75 +189,27 @@ def stacked_bars(frame, *, label, part, value, axis, title=None):
     table = frame.pivot_table(index=label, columns=part, values=value, aggfunc="sum").reindex(labels, columns=parts)
     table, look = _scaled(axis)[1] * table.fillna(0), colours(parts)
     fig, ax = plt.subplots(layout="constrained", figsize=(WIDTH, (0.3 if len(labels) < 13 else 0.2) * len(labels) + 1.0))
-    left, longest = np.zeros(len(labels)), table.sum(axis=1).max()
-    for name in parts:
-        bars = ax.barh(range(len(labels)), table[name], left=left, color=look[name], height=0.72, edgecolor="white")
+    longest = table.sum(axis=1).max()
+    table.plot.barh(stacked=True, ax=ax, color=look, width=0.72, edgecolor="white", legend=False, ylabel="")
+    for name, bars in zip(parts, ax.containers):
         dark = np.dot(to_rgb(look[name]), (0.3, 0.6, 0.1)) <= 0.55
         words = [_number(number) if number > 0.012 * longest * (2 + len(_number(number))) else "" for number in table[name]]
         ax.bar_label(bars, words if parts[1:] else [], label_type="center", fontsize=7, color="white" if dark else INK)
-        left += table[name].to_numpy()
-    for at, total in enumerate(left):
-        ax.text(total + 0.008 * longest, at, _number(total), va="center", fontsize=7.5, fontweight="bold")
+    ax.bar_label(ax.containers[-1], table.sum(axis=1).map(_number), padding=3, fontsize=7.5, fontweight="bold")
     _rows(ax, labels, ylim=(len(labels) - 0.45, -0.55), xlabel=axis, xlim=(0, 1.08 * longest))
     ax.xaxis.set_major_formatter(lambda number, _: f"{number:,.9g}")
     return _titled(fig, title, [Patch(color=look[name], label=name) for name in parts] if len(parts) > 1 else ())
 
-def distributions(frame, *, value, group, axis, title=None):
-    """One row a group: the shape of its values (log axis if they span a factor of 30), median, 5 to 95 % and n."""
-    low, high = frame[value].astype(float).quantile([0.002, 0.998])
-    log = low > 0 and high / low > 30
-    edges = np.geomspace(low, high, 49) if log else np.linspace(low, high + 1e-9, 49)
-    groups, look = list(frame.groupby(group, sort=False)), colours(frame[group])
-    fig, ax = plt.subplots(layout="constrained", figsize=(WIDTH, 0.45 * len(groups) + 0.9))
-    for at, (name, part) in enumerate(groups):
-        counts = np.histogram(part[value], edges)[0]
-        ax.stairs(at - 0.8 * counts / max(counts.max(), 1), edges, baseline=at, fill=True, alpha=0.6, color=look[name])
-        five, median, ninety_five = part[value].quantile([0.05, 0.5, 0.95])
-        ax.plot([five, ninety_five], [at, at], color=look[name], linewidth=2, solid_capstyle="butt")
-        ax.plot([median], [at], marker="|", markersize=9, markeredgewidth=1.8, color=INK)
-        _beside(ax, at - 0.3, f"median {median:,.0f}\nn = {len(part):,}")
-    _rows(ax, [name for name, _ in groups], ylim=(len(groups) - 0.8, -0.95), xlabel=axis)
-    ax.grid(axis="x")
-    if log:
-        ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(lambda number, _: f"{number:,.9g}")  # 100 and 1,000, not powers of ten
-        ax.xaxis.set_minor_formatter("")
-    return _titled(fig, title)
-
 def heat_map(matrix, *, axis_label="accuracy", title=None):
     """A frame of scores as coloured cells with their numbers; missing cells stay white."""
     axis_label, factor = _scaled(axis_label, matrix.astype(float))
-    table = factor * matrix.astype(float)
-    fig, ax = plt.subplots(layout="constrained", figsize=(WIDTH, 0.21 * len(table) + 1.1))
-    image = ax.imshow(table, aspect="auto", cmap="cividis")
-    middle = (np.nanmin(table) + np.nanmax(table)) / 2
-    for (row, column), number in np.ndenumerate(table.to_numpy()):
-        if np.isfinite(number):
-            ax.text(column, row, f"{number:.1f}", ha="center", va="center", fontsize=7, color="white" if number < middle else "black")
-    _rows(ax, table.index)
-    room = 72 // len(table.columns)  # letters over a column; where a word is longer, the names are slanted
-    slant = max(len(word) for name in table.columns for word in str(name).split()) > room
-    ax.set_xticks(range(len(table.columns)), [_wrap(name, 36 if slant else room) for name in table.columns],
-                  **{"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if slant else {})
+    room = 72 // len(matrix.columns)  # letters over a column; where a word is longer, the names are slanted
+    slant = max(len(word) for name in matrix.columns for word in str(name).split()) > room
+    fig, ax = plt.subplots(layout="constrained", figsize=(WIDTH, 0.21 * len(matrix) + 1.1))
+    seaborn.heatmap(factor * matrix.astype(float), ax=ax, cmap="cividis", annot=True, fmt=".1f", annot_kws={"size": 7},
+                    cbar_kws={"label": axis_label, "fraction": 0.03, "pad": 0.01},
+                    xticklabels=[_wrap(name, 36 if slant else room) for name in matrix.columns], yticklabels=[_wrap(name) for name in matrix.index])
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-    ax.spines[:].set_visible(False)
-    fig.colorbar(image, ax=ax, label=axis_label, fraction=0.03, pad=0.01).outline.set_visible(False)
-    return _titled(fig, title)
-
-def radar(frame, *, label, spoke, value, axis="accuracy", title=None):
-    """One closed line a label over the spokes, every spoke on the same scale."""
-    labels, spokes = (list(dict.fromkeys(frame[name])) for name in (label, spoke))
-    axis, factor = _scaled(axis, frame[value].astype(float))
-    table = factor * frame.pivot(index=label, columns=spoke, values=value).reindex(labels, columns=spokes)
-    angles = np.append(np.linspace(0, 2 * np.pi, len(spokes), endpoint=False), 0)
-    fig, ax = plt.subplots(layout="constrained", figsize=(WIDTH, 4.2), subplot_kw={"projection": "polar"})
-    for marker, (name, colour) in zip(cycle(MARKERS), colours(labels).items()):
-        ax.plot(angles, table.loc[name].iloc[[*range(len(spokes)), 0]], color=colour, label=name, marker=marker, ms=4)
-    ax.set_theta_zero_location("N")
-    ax.set_xticks(angles[:-1], [_wrap(name, 16) for name in spokes], fontweight="bold")
-    for words, side in zip(ax.get_xticklabels(), -np.sin(angles).round(1)):
-        words.set_horizontalalignment("center" if not side else "left" if side > 0 else "right")
-    ax.set_rlabel_position(180 / len(spokes))
-    ax.spines["polar"].set_color("0.85")
-    fig.legend(handles=ax.lines, title=axis, alignment="left", loc="outside right center")
+    ax.set(xlabel="", ylabel="")
+    plt.setp(ax.get_xticklabels(), **{"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if slant else {"rotation": 0})
     return _titled(fig, title)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer
-from lib.corpora import IGNORE_INDEX, encode
+from lib.corpora import encode
 from lib.models import decoder_arguments
 LOGITS_CHUNK = 1024  # positions whose float32 logits exist at one time
 CPU_TOKENS = 1024    # tokens read in one batch on a processor: more fall out of its cache (measured, 1.3x to 1.5x)
@@ -77,32 +77,10 @@ def _score_rows(model, rows, cache, shared):
     places = [row * ids.shape[1] + source for row, layout in enumerate(layouts) for source in layout[2]]
     targets = [token for _, options in rows for option in options for token in option]
     places, targets = torch.tensor(places, device=device), torch.tensor(targets, device=device)
-    values = iter(_log_probabilities(model, hidden.flatten(0, 1)[places], targets).tolist())
+    head, needed = model.get_output_embeddings(), hidden.flatten(0, 1)[places].split(LOGITS_CHUNK)  # float32 logits exist in chunks only
+    parts = [-F.cross_entropy(head(part).float(), target, reduction="none") for part, target in zip(needed, targets.split(LOGITS_CHUNK))]
+    values = iter(torch.cat(parts).tolist())
     return [[sum(next(values) for _ in option) for option in options] for _, options in rows]
-def _log_probabilities(model, hidden, targets):
-    """Log-probability in float32 of targets (n,) after hidden states (n, hidden); the logits exist in chunks only."""
-    head = model.get_output_embeddings()
-    parts = zip(hidden.split(LOGITS_CHUNK), targets.split(LOGITS_CHUNK), strict=True)
-    return torch.cat([-F.cross_entropy(head(part).float(), target, reduction="none") for part, target in parts])
-
-@torch.inference_mode()
-def perplexity(model, packed, *, rows_per_batch=16):
-    """Mean negative log-likelihood per label in nats (perplexity is its exp), and the number of labels, of a Packed.
-    With no attention mask, no cache and restarting position ids, transformers keeps the documents of a row apart. ValueError without labels."""
-    if "position_ids" not in decoder_arguments(model):
-        raise ValueError(f"{type(model).__name__} takes no position ids: packed documents would see each other")
-    total, count = 0.0, 0
-    for start in range(0, len(packed.input_ids), rows_per_batch):
-        ids, labels, positions = (torch.from_numpy(array[start:start + rows_per_batch]).long().to(model.device)
-                                  for array in (packed.input_ids, packed.labels, packed.position_ids))
-        wanted = labels[:, 1:] != IGNORE_INDEX  # the label at t is predicted from t - 1
-        hidden = model.get_decoder()(ids, position_ids=positions, use_cache=False).last_hidden_state
-        total -= float(_log_probabilities(model, hidden[:, :-1][wanted], labels[:, 1:][wanted]).double().sum())
-        count += int(wanted.sum())
-    if not count:
-        raise ValueError("nothing to score: no packed row has a label")
-    return total / count, count
-
 @torch.inference_mode()
 def generate(model, tokenizer, prompts, *, max_new_tokens, tokens_per_batch=8192, temperature=0.0, samples=1, seed=0, stop=()):
     """The text that follows each prompt: greedy, or sampled at a temperature above 0.

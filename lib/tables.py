@@ -118,7 +118,6 @@ def beside(gains, ours, *, claims, columns, reasons=None):
 
 def coverage(profile, items):
     """Which table of our notebooks answers for each table and figure of a paper, and whether it is there: {item: "notebook/table"}."""
-    answers = {item: (*each.split("/"), results.results_root() / profile) for item, each in items.items()}
-    there = {item: (root / notebook / "tables" / f"{table}.csv").exists() for item, (notebook, table, root) in answers.items()}
-    return pd.DataFrame([{"of the paper": item, "ours": notebook, "state": f"{table}.csv in results/{profile}/{notebook}" if there[item]
-                          else NO_RUN} for item, (notebook, table, _) in answers.items()])
+    root, named = results.results_root() / profile, [(item, *each.split("/")) for item, each in items.items()]
+    return pd.DataFrame([{"of the paper": item, "ours": notebook, "state": f"{table}.csv in results/{profile}/{notebook}"
+                          if (root / notebook / "tables" / f"{table}.csv").exists() else NO_RUN} for item, notebook, table in named])

@@ -6,8 +6,8 @@ import torch
 from transformers import (BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel,
                           LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM)
 
-from lib.corpora import IGNORE_INDEX, Packed, encode, pack_documents, train_tokenizer
-from lib.generation import SHARED_TOKENS, _choose, generate, option_loglikelihoods, perplexity
+from lib.corpora import encode, pack_documents, train_tokenizer
+from lib.generation import SHARED_TOKENS, _choose, generate, option_loglikelihoods
 from lib.models import add_lora
 
 TEXTS = ["Metformin is the first-line drug for type 2 diabetes.", "Warfarin must not be given in pregnancy.",
@@ -140,48 +140,6 @@ def test_a_model_that_caps_its_logits_is_refused(tokenizer):
         option_loglikelihoods(capped, tokenizer, REQUESTS)
 
 
-# --- perplexity ------------------------------------------------------------------------------------------------------
-
-def one_row(tokens, labelled):
-    """Two documents of four tokens in one row, labels at the given places only."""
-    labels = np.full((1, 8), IGNORE_INDEX, np.int32)
-    labels[0, labelled] = np.asarray(tokens)[labelled]
-    positions = np.array([[0, 1, 2, 3, 0, 1, 2, 3]], np.int32)
-    return Packed(np.array([tokens], np.int32), labels, positions, np.array([(0, 0, 4), (0, 1, 4)], np.int32))
-
-
-def test_a_document_does_not_see_the_one_before_it(model):
-    second = [5, 6, 7]  # places of the second document that have a label
-    loss, count = perplexity(model, one_row([1, 40, 41, 42, 1, 50, 51, 52], second))
-    other, _ = perplexity(model, one_row([9, 99, 98, 97, 1, 50, 51, 52], second))
-    own, _ = perplexity(model, one_row([1, 40, 41, 42, 9, 50, 51, 52], second))
-    assert count == 3
-    assert loss == pytest.approx(other, abs=1e-6)  # the first document changed
-    assert abs(loss - own) > 0.01                  # the second document's first token changed
-
-
-@pytest.mark.parametrize("rows_per_batch", [1, 3])
-def test_perplexity_is_that_of_each_piece_alone(model, tokenizer, rows_per_batch):
-    packed = pack_documents(encode(tokenizer, TEXTS * 3), 24, bos=1, eos=2)
-    total, count = 0.0, 0
-    places = np.argwhere(packed.position_ids == 0)
-    for (row, start), following in zip(places, [*places[1:], (-1, 0)], strict=True):
-        ids = packed.input_ids[row, start:following[1] if following[0] == row else None]
-        with torch.no_grad():
-            chances = model(torch.tensor(ids[None]).long()).logits[0].double().log_softmax(-1)
-        for place in range(1, len(ids)):
-            total, count = total - chances[place - 1, ids[place]].item(), count + 1
-    assert count > 100
-    assert perplexity(model, packed, rows_per_batch=rows_per_batch) == (pytest.approx(total / count, abs=1e-5), count)
-
-
-def test_perplexity_refuses_what_it_cannot_score(model):
-    with pytest.raises(ValueError, match="nothing to score"):
-        perplexity(model, one_row([1, 40, 41, 42, 1, 50, 51, 52], []))
-    with pytest.raises(ValueError, match="takes no position ids"):
-        perplexity(new(BloomForCausalLM, BloomConfig, n_layer=1, n_head=2), one_row([1, 4, 4, 4, 1, 5, 5, 5], [5]))
-
-
 # --- generation ------------------------------------------------------------------------------------------------------
 
 def slow_tokens(model, prompt_ids, count, pick):
@@ -297,4 +255,3 @@ def test_what_was_learned_is_said_preferred_and_expected():
     scores, = option_loglikelihoods(model, tokenizer, [("a b c", [" c", " d", " e", " d e", " d f"])])
     assert scores[:, 0].argmax() in (1, 3)
     assert scores[3, 0] > scores[4, 0] + 2
-    assert perplexity(model, packed)[0] < 0.5
