@@ -120,7 +120,7 @@ def test_a_killed_process_ends_the_stage_with_its_cause_and_it_resumes(tokenizer
         deadline, workers = time.monotonic() + 120, []
         while len(workers) < 2 and time.monotonic() < deadline:  # found while they start, so that none is too quick
             lines = {process.pid: " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])}
-            workers = [pid for pid, line in lines.items() if f"lib.training {folder}" in line and "torch.distributed.run" not in line]
+            workers = [pid for pid, line in lines.items() if f"-m lib.distributed {folder}" in line and "torch.distributed.run" not in line]
         while not list(folder.glob("checkpoint-*/.metadata")) and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(max(workers), signal.SIGKILL)
