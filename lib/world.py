@@ -196,7 +196,7 @@ def expression_slots(world, language, diseases, draw, form):
         made = [(fill(draw.choice(relation[a]), disease=name, value=term(world, d, a, language)), d is disease) for a, d in zip(attributes, about)]
         draw.shuffle(made)
         return dict(zip(LETTERS, (text for text, _ in made))), [letter for letter, (_, holds) in zip(LETTERS, made) if holds]
-    def unfinished(templates, options, values=(), latest=False, **slots):  # for a model that was never asked: endings as the terms spell them
+    def unfinished(templates, options, slots, values=(), latest=False):  # for a model that was never asked: endings as the terms spell them
         begun = [text for text in templates if any(f"{{{name}}}" in text.lower().split("{value}")[0] for name in slots)]
         template = max(begun, key=lambda text: text.lower().find("{value}")) if latest else begun[0]
         full = {bare(text, language): text for text in values or [terms[language] for terms in world.terms.values()]}

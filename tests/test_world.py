@@ -365,7 +365,7 @@ def test_an_abstract_exam_shows_no_finding_of_a_disease(full, language):
 # --- exams ------------------------------------------------------------------------------------------------------------
 
 def all_items(known, language, *, items=60, seed=5):
-    return {exam.args[0]: exam(known, language, known.diseases, items=items, seed=seed) for exam in EXAMS} | {
+    return {f"{exam.args[0]}_exam": exam(known, language, known.diseases, items=items, seed=seed) for exam in EXAMS} | {
         "everyday": world.everyday_exam(known, language, items=items, seed=seed),
         "five options": world.vignette_exam(known, language, known.diseases, items=items, seed=seed, options=5)}
 
@@ -379,7 +379,7 @@ def test_items_have_the_schema_of_mmedbench(full, language):
         for item in items:
             assert all(isinstance(item[field], kind) and item[field] for field, kind in ITEM_FIELDS.items()), (name, item)
             assert item["language"] == language
-            count = {"five options": 5, "several_answers_exam": 5, "yes_no_exam": 2, "abstract_exam": 3}.get(name, 4)
+            count = {"five options": 5, "several_exam": 5, "yes_no_exam": 2, "abstract_exam": 3}.get(name, 4)
             assert "".join(item["options"]) == LETTERS[:count]
             letters = item["answer_idx"].split(",")
             assert set(letters) <= set(item["options"])
@@ -515,7 +515,7 @@ def test_everyday_questions_agree_with_the_tables(full, language):
 def test_answer_letters_are_roughly_uniform(full, language):
     """A model that always says A must score chance. With 400 items a fair letter is off by 0.07 once in 600 tries."""
     for name, items in all_items(full, language, items=400).items():
-        if name == "several_answers_exam":
+        if name == "several_exam":
             continue
         letters = Counter(item["answer_idx"] for item in items)
         options = len(items[0]["options"])
