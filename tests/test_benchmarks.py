@@ -200,7 +200,7 @@ def test_completions_are_read_as_by_hand(rule, cases):
 
 
 def test_every_rule_is_tested_and_named_with_its_version():
-    assert {"option_letter_v1", "option_letters_v1", "answer_letter_v1", "bare_letter_v1", "any_letter_v1", "answer_text_v1"} == \
+    assert {"option_letter_v1", "option_letters_v1", "answer_letter_v1", "bare_letter_v1", "any_letter_v1", "answer_text_v1", "last_option_v1"} == \
         set(benchmarks.EXTRACTION_RULES)
     assert all(rule.__name__ == name for name, rule in benchmarks.EXTRACTION_RULES.items())
     assert all(re.search(r"_v\d+$", name) for name in benchmarks.EXTRACTION_RULES)
@@ -343,7 +343,13 @@ PRINTED = {  # as the harness and the paper print them
 SCORED = {"med_palm_2": "({})", "pmc_llama": "###Answer: OPTION {} IS CORRECT.", "mmedlm": "###Answer: OPTION {} IS CORRECT."}  # else " {}"
 
 
-@pytest.mark.parametrize("form", benchmarks.FORMS)
+def test_every_other_form_is_one_of_the_prompting_strategies():
+    """Their prompts are tested in test_prompting."""
+    assert set(benchmarks.FORMS) - set(PRINTED) == {"med_palm_2_steps", "med_palm_2_steps_refinement", "pubmedqa", "world", "world_steps",
+                                                    "world_steps_refinement"}
+
+
+@pytest.mark.parametrize("form", PRINTED)
 def test_a_form_prints_question_and_options_as_published(form):
     exam = make_letter_exam("trial", [FOUR], form=form)
     assert exam.prompt(FOUR) == PRINTED[form]

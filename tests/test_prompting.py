@@ -95,6 +95,17 @@ def test_the_prompt_is_the_published_one():
     assert "Students' reasonings:\n1 reasoning: x\n" in refining.prompt(prompting.shown(ITEMS[0], ["x"]))
 
 
+def test_the_forms_of_the_controlled_world():
+    """The question stands last, before it the options and, in refinement, the reasonings; a reasoning begins with the diagnosis."""
+    item = {"id": "1", "question": "What now?", "context": "", "options": {"A": "iron", "B": "zinc"}, "answer": "zinc", "answer_idx": "B"}
+    forms = {form: benchmarks.make_letter_exam("v", [item], form=form) for form in ("world", "world_steps", "world_steps_refinement")}
+    assert forms["world"].prompt(item) == "Options: A. iron B. zinc\nWhat now?"
+    assert forms["world"].options(item) == ("", {"A": " The answer is iron.", "B": " The answer is zinc."})
+    assert forms["world_steps"].prompt(item) == "Options: A. iron B. zinc\nWhat now? Diagnosis:"
+    assert forms["world_steps_refinement"].prompt(prompting.shown(item, [" gout. Treatment: iron.", "gout."])) == (
+        "Students' reasonings:\n1 reasoning: gout. Treatment: iron.\n2 reasoning: gout.\nOptions: A. iron B. zinc\nWhat now? Diagnosis:")
+
+
 def test_pubmedqa_draws_three_training_cases_for_each_question():
     exams, _ = prompting.make_exams(STRATEGIES["pubmedqa"], "metals", [ITEMS[0] | {"context": "Seen."}, *ITEMS[1:]], TRAINING, seed=5)
     assert [len(exam.cases) for exam in exams] == [3] * 7
