@@ -123,5 +123,5 @@ def item_scores(pairs, metric, language="en"):
     if metric == "accuracy":
         plain = [[" ".join(text.strip().split("\n")[0].split()).strip(" .").casefold() for text in pair] for pair in pairs]
         return np.array([float(prediction == reference) for prediction, reference in plain])
-    sets = [[{each.casefold() for each in read_entities(text)} for text in pair] for pair in pairs]
+    sets = [[{each.casefold() for each in read_entities(text) or [""] * (not text.strip())} for text in pair] for pair in pairs]  # silence is none
     return np.array([2 * len(found & right) / (len(found) + len(right)) if found or right else 1.0 for found, right in sets])

@@ -186,7 +186,7 @@ def test_entity_lists_come_back_as_they_were(entities):
 def test_scores_of_short_answers_by_hand():
     assert item_scores([("iron, zinc.", "Zinc, copper."), ("iron.", "There is no related enetity."), ("There is no related entity.", "none.")],
                        "entities").tolist() == [0.5, 0, 0]
-    assert item_scores([(NO_ENTITY, NO_ENTITY), ("a, a.", "a.")], "labels").tolist() == [1, 1]
+    assert item_scores([(NO_ENTITY, NO_ENTITY), ("a, a.", "a."), (" ", NO_ENTITY)], "labels").tolist() == [1, 1, 0]
     assert item_scores([("Yes.", "yes"), ("yes\nno", "Yes"), ("yes and no", "yes"), ("", "yes")], "accuracy").tolist() == [1, 1, 0, 0]
     assert item_scores([("the cat sat", "the cat sat")], "text").tolist() == pytest.approx([1])
 
