@@ -128,10 +128,11 @@ def describe_run(run):
             "packages": {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}}
 
 def append_row(path, row):
-    """Append one JSON row; a last line torn by a kill or a full disk is cut off first."""
+    """Append one JSON row, whoever else is writing; a last line torn by a kill or a full disk is cut off first."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # until the file is closed
         size = stream.seek(0, os.SEEK_END)
         if size and (stream.seek(size - 1), stream.read(1))[1] != b"\n":
             stream.seek(0)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from lib import reported, statistics
+from tests import audit
 
 FILES = {"pmc_llama": 54, "med_palm_2": 412, "mmedlm": 864, "meds": 938}  # 2,268 values
 NOT_API = ["MEDITRON", "InternLM 2", "Llama 3", "Mistral", "Qwen 2", "Med42-v2", "Baichuan 2", "MMedIns-Llama 3"]
@@ -299,11 +300,16 @@ def test_p_values_that_cannot_be(findings):
 
 
 def test_everything_found_was_looked_into_and_is_flagged(values, findings):
-    """A new finding needs a line in explanations.csv; the flag column of the files is what the rules say."""
+    """A new finding needs a line in audit.csv; the flag column of the files is what the rules say."""
     assert findings["explanation"].str.len().gt(20).all()
     rules = findings.explode("cells").groupby("cells")["rule"].agg(lambda rules: "; ".join(sorted(set(rules))))
     assert (rules.reindex(values.index, fill_value="") == values["flag"]).all()
     assert len(findings) == 122
+
+
+def test_the_committed_findings_are_those_of_the_rules(findings):
+    """What notebooks 11 to 14 read; after a change of the values or rules: python -m tests.audit."""
+    pd.testing.assert_frame_equal(audit.audit(), findings, check_dtype=False)
 
 
 # ------------------------------------------------------------------------------------------ rules find what we plant
@@ -338,7 +344,7 @@ def plant(values, where, value, column="value"):
 ])
 def test_a_planted_error_is_found(values, rule, where, value):
     changed, index = plant(values, where, value)
-    rule = getattr(reported, rule)
+    rule = getattr(audit, rule)
     assert index not in accused(rule, values)
     assert index in accused(rule, changed)
 
@@ -349,7 +355,7 @@ def test_a_planted_copy_of_a_row_is_found(values, row):
     table = changed[(changed["table"] == "8c Clinical outcome prediction")]
     target, source = (table[table["row"] == name].index for name in ("Qwen 2", row))
     changed.loc[target, "value"] = changed.loc[source, "value"].to_numpy()
-    assert set(target) | set(source) <= accused(reported.duplicates, changed)
+    assert set(target) | set(source) <= accused(audit.duplicates, changed)
 
 
 @pytest.mark.parametrize("row", ["Llama3", "Gemma", "Mistral", "Flan-PaLM"])
@@ -358,8 +364,8 @@ def test_a_planted_swap_is_found(values, row):
     pair = values.query("paper == 'MMedLM' and row == @row and exam in ['medmcqa', 'pubmedqa']").index
     changed = values.copy()
     changed.loc[pair, "value"] = changed.loc[pair[::-1], "value"].to_numpy()
-    assert not set(pair) & accused(reported.swaps, values)
-    assert set(pair) <= accused(reported.swaps, changed)
+    assert not set(pair) & accused(audit.swaps, values)
+    assert set(pair) <= accused(audit.swaps, changed)
 
 
 def test_averages_that_leave_out_a_column_are_explained(values):
@@ -368,7 +374,7 @@ def test_averages_that_leave_out_a_column_are_explained(values):
     means = table[~table["column"].isin(["Avg.", "Species800"])].groupby("row")["value"].mean()
     last = table[table["column"] == "Avg."]
     changed.loc[last.index, "value"] = last["row"].map(means).round(2)
-    words = [words for cells, _, words in reported.averages(changed) if cells[0] in last.index]
+    words = [words for cells, _, words in audit.averages(changed) if cells[0] in last.index]
     assert len(words) == 11
     assert all(text.endswith("it is the mean of BC4Chem, BC5Chem, BC5Disease only") for text in words)
 
@@ -441,4 +447,4 @@ def test_the_gains_of_one_paper_are_those_of_all(gains):
 
 @pytest.mark.parametrize("paper", ["PMC-LLaMA", "Med-PaLM 2", "MMedLM", "MedS-Bench"])
 def test_a_paper_alone_is_accused_of_the_same(paper, findings):
-    pd.testing.assert_frame_equal(reported.audit(paper), findings[findings["paper"] == paper].reset_index(drop=True))
+    pd.testing.assert_frame_equal(audit.audit(paper), findings[findings["paper"] == paper].reset_index(drop=True))
