@@ -92,7 +92,7 @@ def scores(form, systems, axis, value):
     >>> scores("pairwise", ["y", "x"], "better reasoning", "A"), scores("ranking", ["x", "y"], "accuracy", [2, 1])
     ([('x against y', -1)], [('x', 1), ('y', 2)])"""
     kind, axes = FORMS[form]["kind"], {each["name"]: each for each in FORMS[form]["axes"]}
-    if axis in axes and kind == "single" and value in axes[axis]["options"]:
+    if axis in axes and kind == "single" and value in list(axes[axis]["options"]):
         return [(systems[0], axes[axis]["options"][value])]
     if axis in axes and kind == "pair" and value in CHOICES:
         first, second = sorted(systems)
@@ -172,8 +172,8 @@ def beside_people(judged, people):
     for (rater, axis), part in judged.merge(both, on=["answer", "axis"]).groupby(["rater", "axis"], sort=False):
         there = part.dropna(subset="score")
         alpha = statistics.krippendorff_alpha(there[["score", "people"]], "interval") if len(there) else np.nan
-        lines.append({"judge": rater, "axis": axis, "answers": len(there), "missing": len(part) - len(there), "mean of the judge": there["score"].mean(),
-                      "mean of people": there["people"].mean(), "same": (there["score"] == there["most"]).mean(), "alpha": alpha})
+        lines.append({"judge": rater, "axis": axis, "answers": len(there), "missing": len(part) - len(there), "mean, judge": there["score"].mean(),
+                      "mean, people": there["people"].mean(), "same": (there["score"] == there["most"]).mean(), "alpha": alpha})
     return pd.DataFrame(lines)
 
 def rubric_score(points, met):
@@ -205,60 +205,51 @@ def simulated_panel(quality, *, raters, bias, noise, seed):
     return np.asarray(quality, float)[:, None] + bias * draw.standard_normal(raters) + noise * draw.standard_normal((len(quality), raters))
 
 def published(data_dir, name):
-    """(ratings, answers) of a study of lib/knowledge/ratings.yaml: the tidy table, and the texts {item, answer, system, text, reference}. A cell
-    that is none of the form's words, a missing column or a wrong number of rows is a ValueError that names file, record and column."""
-    study, ratings, answers = _named(PUBLISHED, name), [], {}
-    for place, number, rater, row in _records(Path(data_dir) / study["folder"], study):
-        item = " · ".join(row[column] for column in np.atleast_1d(study["item"]))
-        system = study.get("system_name") or row.get(study.get("system")) or f"system {number // study['system_block'] + 1}"
-        answers[item, system] = {"item": item, "answer": f"{item}/{system}", "system": system, "text": row[study["text"]],
-                                 "reference": row[study["reference"]]}
-        ratings += [(item, f"{item}/{system}", system, who, axis, score) for who, axis, score in _judgements(study, rater, row, place)]
-    return pd.DataFrame(ratings, columns=COLUMNS), pd.DataFrame(answers.values())
-def _records(folder, study):
-    """Yield (place, number, rater of the file, row) of every record of a study's tables."""
-    read = 0
-    for rater, pattern in study["files"].items():
-        path, *others = [_one_file(folder, each, study) for each in (pattern, study.get("beside")) if each]
-        frame = pd.concat([_table(each) for each in (path, *others)], axis=1)
-        wanted = [column for key in ("item", "text", "reference", "axes", "system", "raters") if key in study for column in _columns(study, key)]
-        if missing := [column for column in wanted if column not in frame] or (["as many rows as the other table"] if frame.isna().any(axis=None) else []):
-            raise ValueError(f"{path}: no {missing[0]!r}; fetch the published form from {study['obtain']}")
-        read += len(frame)
-        yield from ((f"{path}, record {number + 1}", number, rater, row) for number, row in enumerate(frame.to_dict("records")))
-    if read != study["counts"]["records"]:
-        raise ValueError(f"{folder}: {read} records, {study['counts']['records']} are published; is the download complete?")
-def _columns(study, key):
-    told = study[key]
-    values = list(told) if key == "raters" else [] if key == "axes" and "raters" in study else told.values() if key == "axes" else np.atleast_1d(told)
-    return [column for value in values for column in np.atleast_1d(value)]
-def _one_file(folder, pattern, study):
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        raise FileNotFoundError(f"{folder}: {pattern} should be one file, found {len(found)}; from {study['obtain']}")
-    return found[0]
-def _table(path):
-    if path.suffix == ".jsonl":
-        return pd.DataFrame(results.read_rows(path))
-    return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-def _judgements(study, rater, row, place):
-    """Yield (rater, axis, score) of one record."""
-    if "pattern" in study:
-        axes = [axis["name"] for axis in FORMS[study["form"]]["axes"]]
-        for column, who in study["raters"].items():
-            yield from ((who, axes[int(number) - 1], study["scores"][cell]) for number, cell in re.findall(study["pattern"], row[column]))
-        return
-    for axis, columns in study["axes"].items():
-        for column, who in (study["raters"].items() if "raters" in study else [(columns, rater)]):
-            given = [_score(study, axis, row[each], f"{place}, column {each!r}") for each in np.atleast_1d(column)]
-            if None not in given:
-                yield who, axis, given[0] if len(given) == 1 else float(given[0] == given[1])
-def _score(study, axis, cell, place):
-    """The score of a cell, None where it holds none."""
-    unscored = [*study.get("missing", ()), *study.get("not_scored", {}).get(axis, ())]
-    if not cell.strip() or any(start and cell.startswith(start) for start in unscored):
-        return None
-    try:
-        return next(value for start, value in study["scores"].items() if cell.startswith(start)) if "scores" in study else float(cell)
-    except (StopIteration, ValueError):
-        raise ValueError(f"{place}: {cell[:40]!r} is no score; expected {', '.join(study.get('scores', ['a number']))}") from None
+    """(ratings, answers) of a study of lib/knowledge/ratings.yaml: the tidy table, and the texts {item, answer, system, text, reference}. A missing
+    column, a wrong number of records or a cell without a known score is a ValueError that names study, record and column."""
+    study, parts = _named(PUBLISHED, name), []
+    frame = pd.concat([_table(Path(data_dir) / study["folder"], rater, study) for rater in study["files"]], ignore_index=True)
+    if len(frame) != study["counts"]["records"]:
+        raise ValueError(f"{name}: {len(frame)} records, {study['counts']['records']} are published; is the download complete? {study['obtain']}")
+    frame["text"], frame["reference"] = frame[study["text"]], frame[study["reference"]]
+    blocks = [f"system {number // study.get('system_block', 1) + 1}" for number in frame.index]
+    frame["system"] = study.get("system_name") or (frame[study["system"]] if "system" in study else blocks)
+    frame["item"] = frame[list(np.atleast_1d(study["item"]))].agg(" · ".join, axis=1)
+    frame["answer"] = frame["item"] + "/" + frame["system"]
+    for axis, asked in study["axes"].items():
+        for rater, column in study["raters"].items() if "raters" in study else [(frame["rater"], asked)]:
+            cells = [_scores(study, axis, frame, f"{each} {asked}" if "pattern" in study else each) for each in np.atleast_1d(column)]
+            score = cells[0] if len(cells) == 1 else (cells[0] == cells[1]).astype(float).where(cells[0].notna() & cells[1].notna())
+            parts.append(frame.assign(rater=rater, axis=axis, score=score)[COLUMNS])
+    answers = frame[["item", "answer", "system", "text", "reference"]].drop_duplicates("answer", ignore_index=True)
+    return pd.concat(parts).dropna(subset="score").reset_index(drop=True), answers
+def _table(folder, rater, study):
+    """The records of one rater's file, with those of the table beside it; what was written on numbered lines becomes columns."""
+    frames = []
+    for pattern in filter(None, (study["files"][rater], study.get("beside"))):
+        found = sorted(folder.glob(pattern))
+        if len(found) != 1:
+            raise FileNotFoundError(f"{folder}: {pattern} should be one file, found {len(found)}; from {study['obtain']}")
+        delimiter, lines = "\t" if found[0].suffix == ".tsv" else ",", found[0].suffix == ".jsonl"
+        frames.append(pd.DataFrame(results.read_rows(found[0])) if lines else
+                      pd.read_csv(found[0], sep=delimiter, dtype=str, keep_default_na=False, encoding="utf-8-sig"))
+    frame = pd.concat(frames, axis=1).assign(rater=rater)
+    for column in study["raters"].values() if "pattern" in study else ():
+        said = frame[column].str.extractall(study["pattern"]).droplevel(1).reset_index().drop_duplicates(["index", 0])
+        frame = frame.join(said.pivot(index="index", columns=0, values=1).add_prefix(f"{column} "))
+    needed = [column for part in ("item", "system", "text", "reference") if part in study for column in np.atleast_1d(study[part])]
+    if missing := [column for column in needed if column not in frame or frame[column].isna().any()]:
+        raise ValueError(f"{folder}, {study['files'][rater]}: no column {str(missing[0])!r}, or a record without; {study['obtain']}")
+    return frame
+def _scores(study, axis, frame, column):
+    """A column of judgements as numbers, NaN where none was made."""
+    if column not in frame:
+        raise ValueError(f"{study['title']}: no column {column!r}; {study['obtain']}")
+    cells, known = frame[column].fillna("").str.strip(), study.get("scores")
+    blank = (cells == "") | cells.str.startswith(tuple(study.get("missing", ())) + tuple(study.get("not_scored", {}).get(axis, ())))
+    numbers = (cells.map(lambda cell: next((value for start, value in known.items() if cell.startswith(start)), np.nan)) if known
+               else pd.to_numeric(cells, errors="coerce"))
+    if (bad := ~blank & numbers.isna()).any():
+        raise ValueError(f"{study['title']}, record {bad.idxmax() + 1}, column {column!r}: {cells[bad].iloc[0][:40]!r} is no score; expected "
+                         f"{', '.join(known or ['a number'])}")
+    return numbers.where(~blank)

@@ -64,7 +64,8 @@ def explained_intervals(frame):
 def audit(paper: str = "") -> pd.DataFrame:
     """What the rules of tests/audit.py find in the tables of one paper or of all (results/reported/audit.csv): rule, KEY and value of the first
     accused cell, expected value, finding, cells (index of all accused in `read()`), explanation (what looking into it showed)."""
-    found = pd.read_csv(FOLDER / "audit.csv", dtype={key: str for key in (*KEY, "explanation")}, keep_default_na=False, na_values={"expected": [""]})
+    found = pd.read_csv(FOLDER / "audit.csv", dtype=dict.fromkeys((*KEY, "explanation"), str), keep_default_na=False,
+                        na_values={"expected": [""]})
     found = found[found["paper"].isin([paper] if paper else found["paper"])].reset_index(drop=True)
     return found.assign(cells=found["cells"].str.split().map(lambda cells: [int(cell) for cell in cells]))
 def _gain(a, b, n_a, n_b, design) -> dict:

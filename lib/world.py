@@ -259,6 +259,21 @@ def everyday_exam(world, language, *, items, seed):
         item = _item("everyday", language, seed, i, question, choices, rationale, f"{fact['subject']['en']}.{fact['attribute']}")
         exam.append(item | {"completion": _unfinished(statement, [right, *wrong], item["options"], language, {"subject": subject})})
     return exam
+
+def long_answer_questions(world, language, diseases, *, items, seed):
+    """Open questions {id, question, reference, checklist} that can be graded exactly: a line of the checklist has points and all sentences that say
+    it, 5 points for what was asked, 2 for a further fact, -6 for advising what is harmful. The reference says all but that."""
+    draw, words, asked = random.Random(f"long {language} {seed}"), wordings(language)["attributes"], []
+    for i in range(items):
+        disease, about = diseases[i % len(diseases)], draw.sample(ATTRIBUTES[1:], 2)
+        lines = [*((attribute, attribute, 5 if attribute in about else 2) for attribute in ATTRIBUTES[1:]), ("treatment", "warning", -6)]
+        checklist = [{"criterion": sentence(world, disease | {said: disease[value]}, said, language, words[said]["book"][0]), "points": points,
+                      "says": [sentence(world, disease | {said: disease[value]}, said, language, template) for template in words[said]["book"]]}
+                     for said, value, points in lines]
+        question = _join([fill(draw.choice(words[a]["patient"]), disease=term(world, disease, "name", language)) for a in about], language)
+        asked.append({"id": f"long-{language}-{seed}-{i}", "question": question, "checklist": checklist,
+                      "reference": _join([line["criterion"] for line in checklist if line["points"] > 0], language)})
+    return asked
 def _item(exam, language, seed, number, question, choices, rationale, fact, disease=None):
     """One exam item; choices: ({letter: option}, the letters of the right ones)."""
     options, right = choices

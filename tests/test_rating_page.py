@@ -48,7 +48,8 @@ def lab(tmp_path_factory):
             urllib.request.urlopen(f"{address}/api/status", timeout=2).close()
             break
         except OSError:
-            assert server.poll() is None and time.monotonic() < ends, (folder / "lab.log").read_text()[-2000:]
+            assert server.poll() is None, (folder / "lab.log").read_text()[-2000:]
+            assert time.monotonic() < ends, "JupyterLab does not answer"
             time.sleep(0.3)
     yield address, folder
     server.terminate()
@@ -89,6 +90,7 @@ def opened(browser, lab, study, rater, before="", size=(1280, 800)):
     page = browser.new_context(viewport={"width": size[0], "height": size[1]}).new_page()
     page.goto(notebook(lab, study, rater, before))
     page.locator(".jp-CodeCell .cm-content").first.wait_for(timeout=60_000)
+    page.keyboard.press("Control+b")  # without the file browser, as one would
     run(page)
     return page
 
@@ -162,9 +164,10 @@ def test_two_raters_at_once_and_twelve_axes_on_one_screen(lab, browser):
         assert "3 done" in page.locator(".rating-page .count").inner_text()
         assert len(rows(study, rater)) == 36
     first = pages["anna"]
+    first.keyboard.press("p")
+    shot(first, "independent")
     last, frame = first.locator(".rating-page .axis").last.bounding_box(), first.locator(".rating-page .axes").bounding_box()
     assert last["y"] + last["height"] <= frame["y"] + frame["height"], "the twelfth axis is below the fold at 1280 x 800"
-    shot(first, "independent")
     table, _ = ratings.read_ratings(study)
     assert table.groupby("rater").size().to_dict() == {"anna": 36, "ben": 36}
     for page in pages.values():
@@ -221,7 +224,6 @@ def test_the_page_on_a_tablet_and_with_several_answers(lab, browser):
     study = lab[1] / "tablet"
     ratings.make_study(study, "ranking", questions(2, ("x", "y", "z"), 20), ["anna"], ratings_per_answer=1)
     page = opened(browser, lab, study, "anna", size=(820, 1180))
-    page.keyboard.press("Control+b")  # without the file browser, as one would
     for axis in page.locator(".rating-page .axis").all():
         for answer, line in enumerate(axis.locator(".ranks").all()):
             line.locator("button").nth(answer).click()
