@@ -213,7 +213,7 @@ def published(data_dir, name):
         raise ValueError(f"{name}: {len(frame)} records, {study['counts']['records']} are published; is the download complete? {study['obtain']}")
     frame["text"], frame["reference"] = frame[study["text"]], frame[study["reference"]]
     blocks = [f"system {number // study.get('system_block', 1) + 1}" for number in frame.index]
-    frame["system"] = study.get("system_name") or (frame[study["system"]] if "system" in study else blocks)
+    frame["system"] = study.get("system_name") or (frame[study["system"]].replace(study.get("names", {})) if "system" in study else blocks)
     frame["item"] = frame[list(np.atleast_1d(study["item"]))].agg(" · ".join, axis=1)
     frame["answer"] = frame["item"] + "/" + frame["system"]
     for axis, asked in study["axes"].items():
