@@ -261,20 +261,3 @@ def radar(frame, *, label, spoke, value, axis="accuracy", title=None):
     ax.spines["polar"].set_color("0.85")
     fig.legend(handles=ax.lines, title=axis, alignment="left", loc="outside right center")
     return _titled(fig, title)
-
-def regressions(frame, *, x, y, group, units, x_label, y_label, title=None):
-    """One panel a group: a point an answer, the least-squares line with its 95 % band (whole `units` are drawn anew) and slope: MMedLM, Fig. 4."""
-    import seaborn  # slow, and only for this
-    groups = list(frame.groupby(group, sort=False))
-    rows, width = -(-len(groups) // PER_ROW), min(PER_ROW, len(groups))
-    fig, grid = plt.subplots(rows, width, layout="constrained", figsize=(WIDTH, 1.9 * rows + 0.5), squeeze=False, sharex=True, sharey=True)
-    for ax, (name, part) in zip(grid.flat, groups):
-        seaborn.regplot(part, x=x, y=y, units=units, seed=0, n_boot=500, ax=ax, color=CYCLE[0], line_kws={"linewidth": 1.4},
-                        scatter_kws={"s": 7, "alpha": 0.35, "linewidths": 0})
-        ax.set(title=f"{_wrap(name, 30)}: k = {np.polyfit(part[x], part[y], 1)[0]:.2f}", xlabel="", ylabel="")
-        ax.grid()
-    for ax in grid.flat[len(groups):]:
-        ax.set_axis_off()
-    fig.supxlabel(x_label, fontsize=8.5)
-    fig.supylabel(y_label, fontsize=8.5)
-    return _titled(fig, title)

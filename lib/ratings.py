@@ -2,6 +2,7 @@
 
 The table has the COLUMNS: a score for each item (question), answer, system, rater and axis. Of pairs the system reads "x against y", and the score
 is 1 where x was chosen, -1 where y was, 0 for a tie. A score that was not given has no row; a judge's that cannot be read is NaN."""
+import contextlib
 import hashlib
 import itertools
 import json
@@ -10,7 +11,7 @@ import re
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from lib import results, statistics, teacher
+from lib import results, teacher
 from lib.world import KNOWLEDGE, read_yaml
 COLUMNS = ["item", "answer", "system", "rater", "axis", "score"]
 FORMS, PUBLISHED = read_yaml("forms.yaml"), read_yaml("ratings.yaml")  # what people are asked; what others have published
@@ -134,14 +135,12 @@ def rating_page(folder, rater):
 
 def ask_judge(prompts, *, url, model, cache):
     """The JSON object in each reply of a model behind an endpoint (see `lib.teacher`); {} where there is none to read."""
-    texts, _ = teacher.ask(prompts, url=url, model=model, cache=cache, max_tokens=1024)
-    return [_object(text or "") for text in texts]
-def _object(text):
-    try:
-        found = json.loads(text[text.index("{"):text.rindex("}") + 1])
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    replies = []
+    for text in teacher.ask(prompts, url=url, model=model, cache=cache, max_tokens=1024)[0]:
+        with contextlib.suppress(ValueError):
+            text = json.loads(text[text.index("{"):text.rindex("}") + 1]) if text else {}
+        replies.append(text if isinstance(text, dict) else {})
+    return replies
 
 def judge(questions, form, *, url, models, cache):
     """The tidy table of one judge, or of a jury of several models; a score that is missing or cannot be read is NaN. Every pair is asked twice with
@@ -152,29 +151,13 @@ def judge(questions, form, *, url, models, cache):
                for question, shown in asked]
     for model in models:
         for (question, shown), said in zip(asked, ask_judge(prompts, url=url, model=model, cache=cache)):
-            for axis in FORMS[form]["axes"]:
-                rows += [(question["id"], f"{question['id']}/{system}", system, model, axis["name"], score)
-                         for system, score in _judged(form, shown, axis["name"], said.get(axis["name"]))]
+            for axis in (each["name"] for each in FORMS[form]["axes"]):
+                judged = dict.fromkeys([" against ".join(sorted(shown))] if FORMS[form]["kind"] == "pair" else shown, np.nan)
+                with contextlib.suppress(ValueError):
+                    judged |= scores(form, shown, axis, said.get(axis))
+                rows += [(question["id"], f"{question['id']}/{system}", system, model, axis, score) for system, score in judged.items()]
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.groupby(COLUMNS[:-1], sort=False)["score"].agg(lambda two: two.mean(skipna=False)).reset_index()
-def _judged(form, systems, axis, value):
-    try:
-        return scores(form, systems, axis, value)
-    except ValueError:
-        shown = [" against ".join(sorted(systems))] if FORMS[form]["kind"] == "pair" else systems
-        return [(system, np.nan) for system in shown]
-
-def beside_people(judged, people):
-    """How far each judge agrees with people, a line a judge and axis: answers (rated by both), missing (asked, no score), the two means, same
-    (share that has the score most people gave; of ties the lower), alpha (Krippendorff, interval, of judge and mean of the people)."""
-    both = people.groupby(["answer", "axis"])["score"].agg(people="mean", most=lambda some: some.mode().iloc[0]).reset_index()
-    lines = []
-    for (rater, axis), part in judged.merge(both, on=["answer", "axis"]).groupby(["rater", "axis"], sort=False):
-        there = part.dropna(subset="score")
-        alpha = statistics.krippendorff_alpha(there[["score", "people"]], "interval") if len(there) else np.nan
-        lines.append({"judge": rater, "axis": axis, "answers": len(there), "missing": len(part) - len(there), "mean, judge": there["score"].mean(),
-                      "mean, people": there["people"].mean(), "same": (there["score"] == there["most"]).mean(), "alpha": alpha})
-    return pd.DataFrame(lines)
 
 def rubric_score(points, met):
     """The points of the criteria that are met over all that can be won, from 0 to 1 (HealthBench, arXiv 2505.08775); NaN while a verdict is missing.

@@ -2,7 +2,6 @@
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from scipy import stats
 from lib import statistics
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "reported"
 KEY = ["paper", "table", "setting", "row", "column", "metric"]
@@ -45,21 +44,6 @@ def wide(paper: str, table: str, *, metric=None, values: str = "value") -> pd.Da
     across = ["column"] if frame["metric"].nunique() == 1 else ["metric", "column"]
     columns, rows = (frame.set_index(keys).index.unique() for keys in (across, ["setting", "row"]))
     return frame.set_index(["setting", "row", *across])[values].unstack(across).reindex(index=rows, columns=columns)
-
-def explained_intervals(frame):
-    """Yield (paper, table, cells with an interval, the method that gives most of the intervals, which it gives)."""
-    cells = frame[frame["interval_low"].notna() & frame["metric"].isin(SCALE) & frame["n"].notna()]
-    for (paper, table), part in cells.groupby(["paper", "table"], sort=False):
-        n, scale = part["n"].to_numpy(), part["metric"].map(SCALE).to_numpy(float)
-        k, step = np.round(part["value"].to_numpy() / scale * n), part["step"].min() + 1e-6
-        found = {method: getattr(statistics, method)(k, n) for method in ("clopper_pearson", "wald", "wilson")}
-        found["bootstrap of independent ratings"] = stats.binom.ppf([[0.025], [0.975]], n, k / n) / n
-        noise = (1 + 0.08 * np.sqrt(k * (1 - k / n))) / n * scale  # one rating, 3 standard errors of 10,000 replicates
-        printed = part[["interval_low", "interval_high"]].to_numpy().T
-        fits = {method: np.abs(np.array(pair) * scale - printed).max(axis=0) <= step + noise * method.startswith("boot")
-                for method, pair in found.items()}
-        best = max(fits, key=lambda method: fits[method].sum())
-        yield paper, table, part, best, fits[best]
 
 def audit(paper: str = "") -> pd.DataFrame:
     """What the rules of tests/audit.py find in the tables of one paper or of all (results/reported/audit.csv): rule, KEY and value of the first

@@ -8,12 +8,14 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from scipy import stats
+from statsmodels.stats import proportion
 
 from lib import statistics
-from lib.reported import AVERAGES, FOLDER, KEY, SCALE, SCORES, explained_intervals, read
+from lib.reported import AVERAGES, FOLDER, KEY, SCALE, SCORES, read
 from lib.results import write_atomically
 
 SETTINGS = {"full": "full FT", "ablation": "full FT", "zero": "zero-shot", "prompting": "multiple-choice"}  # the same
+METHODS = {"clopper_pearson": "beta", "wald": "normal", "wilson": "wilson"}
 
 
 def averages(frame):
@@ -57,6 +59,22 @@ def grim(frame):
         nearest = (value * n / scale).round() / n * scale
         for index in known.index[~statistics.grim(value, n, decimals=known["decimals"], scale=scale)]:
             yield [index], nearest[index], f"no k/n of {n[index]:.0f} {what} is printed like this"
+
+
+def explained_intervals(frame):
+    """Yield (paper, table, cells with an interval, the method that gives most of the intervals, which it gives)."""
+    cells = frame[frame["interval_low"].notna() & frame["metric"].isin(SCALE) & frame["n"].notna()]
+    for (paper, table), part in cells.groupby(["paper", "table"], sort=False):
+        n, scale = part["n"].to_numpy(), part["metric"].map(SCALE).to_numpy(float)
+        k, step = np.round(part["value"].to_numpy() / scale * n), part["step"].min() + 1e-6
+        found = {name: proportion.proportion_confint(k, n, method=how) for name, how in METHODS.items()}
+        found["bootstrap of independent ratings"] = stats.binom.ppf([[0.025], [0.975]], n, k / n) / n
+        noise = (1 + 0.08 * np.sqrt(k * (1 - k / n))) / n * scale  # one rating, 3 standard errors of 10,000 replicates
+        printed = part[["interval_low", "interval_high"]].to_numpy().T
+        fits = {method: np.abs(np.array(pair) * scale - printed).max(axis=0) <= step + noise * method.startswith("boot")
+                for method, pair in found.items()}
+        best = max(fits, key=lambda method: fits[method].sum())
+        yield paper, table, part, best, fits[best]
 
 
 def intervals(frame):

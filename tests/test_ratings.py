@@ -211,21 +211,6 @@ def test_what_cannot_be_read_is_missing(monkeypatch, reply):
     table = ratings.judge(questions(2, "x"), "lay", models=["one", "two"], **replies(monkeypatch, lambda _: reply))
     assert len(table) == 8
     assert table["score"].isna().all()
-    people = table[table["rater"] == "one"].assign(score=1.0, rater="anna")
-    beside = ratings.beside_people(table, people)
-    assert beside["missing"].eq(2).all()
-    assert len(beside) == 4
-
-
-def test_a_judge_beside_people():
-    """By hand: of four answers the judge gives three the score that most people gave."""
-    told = [(f"q{n}", f"q{n}/s", "s", rater, "consensus", score)
-            for n, (own, people) in enumerate([(1, (1, 1, 0)), (0, (0, 0, 0)), (1, (0, 0, 1)), (1, (1, 1, 1))])
-            for rater, score in zip(("judge", "a", "b", "c"), (own, *people))]
-    table = pd.DataFrame(told, columns=ratings.COLUMNS)
-    beside = ratings.beside_people(table[table["rater"] == "judge"], table[table["rater"] != "judge"]).iloc[0]
-    assert (beside["answers"], beside["missing"], beside["same"], beside["mean, judge"]) == (4, 0, 0.75, 0.75)
-    assert beside["mean, people"] == pytest.approx(6 / 12)
 
 
 def test_the_controlled_checklists_grade_exactly():
