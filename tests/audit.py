@@ -1,6 +1,6 @@
-"""The rules that audit the published values: run `python -m tests.audit` to write results/reported/audit.csv, which `lib.reported.audit` reads.
+"""What follows from the published values: the rules that audit them, and the claimed gains with their intervals.
 
-A rule takes all values and yields (cells it accuses, value it expects, what it found). A new finding needs its explanation: what looking into it
+Run `python -m tests.audit` to write results/reported/audit.csv and gains.csv, which `lib.reported` reads. A rule takes all values and yields (cells it accuses, value it expects, what it found). A new finding needs its explanation: what looking into it
 showed, written into the last column of the file, where a rerun keeps it."""
 
 from itertools import combinations
@@ -11,10 +11,11 @@ from scipy import stats
 from statsmodels.stats import proportion
 
 from lib import statistics
-from lib.reported import AVERAGES, FOLDER, KEY, SCALE, SCORES, read
+from lib.reported import AVERAGES, FOLDER, KEY, SCALE, read
 from lib.results import write_atomically
 
 SETTINGS = {"full": "full FT", "ablation": "full FT", "zero": "zero-shot", "prompting": "multiple-choice"}  # the same
+SCORES = (*SCALE, "BLEU-1", "ROUGE-1", "ROUGE-L(printed ROUGE)")
 METHODS = {"clopper_pearson": "beta", "wald": "normal", "wilson": "wilson"}
 
 
@@ -198,8 +199,49 @@ def audit(paper=""):
     return pd.DataFrame(found, columns=["rule", *KEY, "printed", "expected", "finding", "cells"]).merge(why.drop_duplicates(["rule", *KEY]), how="left")
 
 
+def _gain(a, b, n_a, n_b, design):
+    """Two printed scores (0-1) as a difference: interval, verdict, and the items that 80 % power would take."""
+    k_a, k_b, needed = round(a * n_a), round(b * n_b), statistics.items_needed(a, b)
+    if design == "preferences":  # wins, losses and ties are printed, so the items can be laid out again
+        items, needed = np.arange(n_a), statistics.items_needed(a, b, discordance=a + b)
+        low, high = statistics.paired_difference(items < k_a, items >= n_a - k_b, seed=0, replicates=2_000)[1:3]
+    else:
+        low, high = statistics.newcombe(k_a, n_a, k_b, n_b)
+    best, verdict = needed, "distinguishable" if low > 0 or high < 0 else "not distinguishable"
+    if design == "same items":  # if no item got worse
+        best = min(needed, statistics.items_needed(a, b, discordance=abs(a - b)))
+        if verdict == "not distinguishable" and statistics.mcnemar(abs(k_a - k_b), 0) <= 0.05:
+            verdict = "unknown without the items"
+    return {"value_a": a, "value_b": b, "n_a": n_a, "n_b": n_b, "difference": a - b, "low": low, "high": high,
+            "verdict": verdict, "items_needed": needed, "items_at_best": best}
+
+
+def claimed_gains(paper=""):
+    """Every claimed gain, or those of one paper, as described in `lib.reported.claimed_gains`."""
+    frame, claims, gains = read(), pd.read_csv(FOLDER / "claims.csv", keep_default_na=False, dtype=str), []
+    rows = dict(list(frame[frame["metric"].isin(SCALE)].groupby(KEY[:4])))
+    said = frame[frame["table"] == "text"].set_index(["paper", "row", "column"])["value"]
+    languages = frame[frame["setting"] == "test items"]["value"]  # MMedLM Table 4 prints averages over these only
+    for claim in claims[claims["paper"].isin([paper] if paper else claims["paper"])].to_dict("records"):
+        sides = []
+        for side in "ab":
+            part = rows[claim["paper"], claim["table"], claim[f"setting_{side}"], claim[f"row_{side}"]]
+            exams = ~part["column"].isin(AVERAGES)
+            sizes = part["n"][exams] if exams.any() else languages
+            sides.append(part.assign(n=part["n"].where(exams, len(sizes) ** 2 // (1 / sizes).sum(skipna=False))))
+        both = sides[0].merge(sides[1], on=["column", "metric"], suffixes=("_a", "_b")).dropna(subset=["n_a", "n_b"])
+        for cell in both.to_dict("records"):
+            a, b = (cell[f"value_{side}"] / SCALE[cell["metric"]] for side in "ab")
+            gains.append({**{key: claim[key] for key in ("paper", "claim", "table")}, "column": cell["column"],
+                          "design": claim["design"], **_gain(a, b, cell["n_a"], cell["n_b"], claim["design"]),
+                          "printed_gain": said.get((claim["paper"], claim["claim"], cell["column"]), np.nan),
+                          "flag": "; ".join(sorted({cell["flag_a"], cell["flag_b"]} - {""}))})
+    return pd.DataFrame(gains)
+
+
 def write():
-    """The file that the rules and explanations make."""
+    """Both files."""
+    write_atomically(FOLDER / "gains.csv", claimed_gains().to_csv(index=False, lineterminator="\n"))
     table = audit()
     table["cells"] = [" ".join(map(str, cells)) for cells in table["cells"]]
     write_atomically(FOLDER / "audit.csv", table.to_csv(index=False, lineterminator="\n"))

@@ -319,6 +319,10 @@ def test_the_committed_findings_are_those_of_the_rules(findings):
     pd.testing.assert_frame_equal(audit.audit(), findings, check_dtype=False)
 
 
+def test_the_committed_gains_are_those_of_the_values(gains):
+    pd.testing.assert_frame_equal(audit.claimed_gains(), gains, check_dtype=False)
+
+
 # ------------------------------------------------------------------------------------------ rules find what we plant
 
 
@@ -448,7 +452,7 @@ def test_gains_are_consistent(gains):
 
 def test_the_gains_of_one_paper_are_those_of_all(gains):
     for paper in gains["paper"].unique():
-        pd.testing.assert_frame_equal(reported.claimed_gains(paper), gains[gains["paper"] == paper].reset_index(drop=True), check_dtype=False)
+        pd.testing.assert_frame_equal(audit.claimed_gains(paper), gains[gains["paper"] == paper].reset_index(drop=True), check_dtype=False)
     assert gains["paper"].nunique() == 4
 
 
