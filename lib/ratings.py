@@ -1,7 +1,7 @@
 """Answers rated by people, by models as judges and in published studies: forms, blinded studies, the rating page, one tidy table.
 
-The table has the COLUMNS: a score for each item (question), answer, system, rater and axis. Of pairs the system reads "x against y", and the score
-is 1 where x was chosen, -1 where y was, 0 for a tie. A score that was not given has no row; a judge's that cannot be read is NaN."""
+A row of it (COLUMNS) is a score of an item (question), answer, system, rater and axis. Of pairs the system reads "x against y", and the score is 1
+where x was chosen, -1 where y was, 0 for a tie. A score that was not given has no row; a judge's that cannot be read is NaN."""
 import contextlib
 import hashlib
 import itertools
@@ -15,14 +15,11 @@ from lib import results, teacher
 from lib.world import KNOWLEDGE, read_yaml
 COLUMNS = ["item", "answer", "system", "rater", "axis", "score"]
 FORMS, PUBLISHED = read_yaml("forms.yaml"), read_yaml("ratings.yaml")  # what people are asked; what others have published
-CHOICES = ("A", "B", "Tie")  # of a pair, as shown
 
 def _named(known, name):
     if name not in known:
         raise ValueError(f"{name!r} is not known; choose one of {', '.join(known)}")
     return known[name]
-
-# --- a study of our own: questions x answers x raters, blinded -----------------------------------------------------------
 
 def tasks(questions, form):
     """What is judged at a time, as (question, systems): one answer, a pair, or all answers of a question.
@@ -95,9 +92,9 @@ def scores(form, systems, axis, value):
     kind, axes = FORMS[form]["kind"], {each["name"]: each for each in FORMS[form]["axes"]}
     if axis in axes and kind == "single" and value in list(axes[axis]["options"]):
         return [(systems[0], axes[axis]["options"][value])]
-    if axis in axes and kind == "pair" and value in CHOICES:
+    if axis in axes and kind == "pair" and value in ("A", "B", "Tie"):
         first, second = sorted(systems)
-        chosen = dict(zip(CHOICES, systems)).get(value)
+        chosen = dict(zip("AB", systems)).get(value)
         return [(f"{first} against {second}", (chosen == first) - (chosen == second))]
     if axis in axes and kind == "ranking" and isinstance(value, list) and len(value) == len(systems):
         return [(system, len(systems) + 1 - place) for system, place in zip(systems, value) if place in range(1, len(systems) + 1)]
@@ -106,19 +103,17 @@ def scores(form, systems, axis, value):
 def rating_page(folder, rater):
     """The page on which a rater works, as a widget of JupyterLab: goes on where the rater stopped; every click is a line of ratings/<rater>.jsonl
     before the page calls it saved. Clicks that could not be saved (full disk, dead kernel) stay in the browser and are sent again."""
-    import anywidget  # only who rates needs it
+    import anywidget  # only who rates needs the two
     import traitlets
     study = read_study(folder)
-    own, texts = _named(study["assigned"], rater), {question["id"]: question for question in study["questions"]}
-    shown = [{"task": task["task"], "question": texts[task["question"]]["question"],
-              "answers": [texts[task["question"]]["answers"][system] for system in task["systems"]]} for task in own]  # and no names
+    own, asked = _named(study["assigned"], rater), {question["id"]: question for question in study["questions"]}
+    shown = [{"task": task["task"], "question": asked[task["question"]]["question"],
+              "answers": [asked[task["question"]]["answers"][system] for system in task["systems"]]} for task in own]  # and no names
     systems, path = {task["task"]: task["systems"] for task in own}, Path(folder) / "ratings" / f"{rater}.jsonl"
     key = hashlib.sha256(json.dumps([study, rater]).encode()).hexdigest()[:12]  # of what the browser remembers
     fixed = {"key": key, "rater": rater, "form": FORMS[study["form"]], "tasks": shown}
-    parts = {"study": traitlets.Dict(fixed).tag(sync=True), "told": traitlets.Dict(clicks(folder, rater)).tag(sync=True)}
-    files = {"_esm": KNOWLEDGE / "rating_page.js", "_css": KNOWLEDGE / "rating_page.css"}
-    page = type("RatingPage", (anywidget.AnyWidget,), parts | files)()
-
+    parts = {"_esm": KNOWLEDGE / "rating_page.js", "_css": KNOWLEDGE / "rating_page.css", "study": traitlets.Dict(fixed).tag(sync=True)}
+    page = type("RatingPage", (anywidget.AnyWidget,), parts | {"told": traitlets.Dict(clicks(folder, rater)).tag(sync=True)})()
     def keep(_, click, __):
         try:
             if click["axis"] not in ("comment", "skip"):
@@ -130,8 +125,6 @@ def rating_page(folder, rater):
         return page.send({"click": click["click"]})
     page.on_msg(keep)
     return page
-
-# --- judges: models with the same forms, and rubrics ----------------------------------------------------------------------
 
 def ask_judge(prompts, *, url, model, cache):
     """The JSON object in each reply of a model behind an endpoint (see `lib.teacher`); {} where there is none to read."""
@@ -156,8 +149,7 @@ def judge(questions, form, *, url, models, cache):
                 with contextlib.suppress(ValueError):
                     judged |= scores(form, shown, axis, said.get(axis))
                 rows += [(question["id"], f"{question['id']}/{system}", system, model, axis, score) for system, score in judged.items()]
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.groupby(COLUMNS[:-1], sort=False)["score"].agg(lambda two: two.mean(skipna=False)).reset_index()
+    return pd.DataFrame(rows, columns=COLUMNS).groupby(COLUMNS[:-1], sort=False)["score"].agg(lambda two: two.mean(skipna=False)).reset_index()
 
 def rubric_score(points, met):
     """The points of the criteria that are met over all that can be won, from 0 to 1 (HealthBench, arXiv 2505.08775); NaN while a verdict is missing.
@@ -179,8 +171,6 @@ def grade_by_judge(graded, *, url, model, cache):
     replies = ask_judge(prompts, url=url, model=model, cache=cache)
     said = [[reply.get(str(number)) for number, _ in enumerate(checklist, start=1)] for reply, (_, checklist, _) in zip(replies, graded)]
     return [[verdict if isinstance(verdict, bool) else None for verdict in verdicts] for verdicts in said]
-
-# --- a panel that is simulated, and published ratings ---------------------------------------------------------------------
 
 def simulated_panel(quality, *, raters, bias, noise, seed):
     """Scores (answers, raters) of people that do not exist: the quality of each answer + a bias of each rater + noise (standard deviations)."""

@@ -5,7 +5,6 @@ FOLDER = Path(__file__).resolve().parents[1] / "results" / "reported"
 KEY = ["paper", "table", "setting", "row", "column", "metric"]
 AVERAGES = ("Average", "Avg.")
 SCALE = {"accuracy": 100, "accuracy/F1": 100, "proportion": 1}  # metrics that are k/n, and what 1 is printed as
-NUMBERS = ("expected", "printed_gain")  # of tables of ours, missing where there are none
 
 def read() -> pd.DataFrame:
     """Every published value, one a line: KEY; model and exam (spelt alike in all tables); value (percent or share) and decimals as printed, step
@@ -46,17 +45,15 @@ def wide(paper: str, table: str, *, metric=None, values: str = "value") -> pd.Da
 def audit(paper: str = "") -> pd.DataFrame:
     """What the rules of tests/audit.py find in the tables of one paper or of all (results/reported/audit.csv): rule, KEY and value of the first
     accused cell, expected value, finding, cells (index of all accused in `read()`), explanation (what looking into it showed)."""
-    found = _derived("audit", paper)
-    return found.assign(cells=found["cells"].str.split().map(lambda cells: [int(cell) for cell in cells]))
+    return _derived("audit", paper).assign(cells=lambda found: [[int(cell) for cell in cells.split()] for cells in found["cells"]])
 
 def claimed_gains(paper: str = "") -> pd.DataFrame:
-    """Every claimed gain (results/reported/claims.csv), or those of one paper, as a difference of two printed scores (0-1), 95 % interval, as
-    tests/audit.py computes them into gains.csv.
+    """Every claimed gain (claims.csv), or those of one paper, as a difference of two printed scores (0-1), 95 % interval (tests/audit.py, gains.csv).
     design: "same items" are not published, so the interval is Newcombe's for different items, mostly too wide; a gain it does not show is unknown
     if it would show had no item got worse. "ratings": Newcombe takes ratings of one answer as independent, so too narrow. "preferences": all votes
     are printed. items_needed: for 80 % power, unpaired but for preferences; items_at_best: if none got worse. n of a mean: J^2 / sum(1 / n_j)."""
     return _derived("gains", paper)
 def _derived(name, paper):
     """A table of what follows from the published values; a test holds it to them."""
-    frame = pd.read_csv(FOLDER / f"{name}.csv", dtype={"table": str, "row": str}, keep_default_na=False, na_values=dict.fromkeys(NUMBERS, [""]))
+    frame = pd.read_csv(FOLDER / f"{name}.csv", dtype={"table": str, "row": str}, keep_default_na=False, na_values=["nan"])  # "" is a text
     return frame[frame["paper"].isin([paper] if paper else frame["paper"])].reset_index(drop=True)

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections import namedtuple
 from importlib import metadata, util
 from pathlib import Path
 # Nothing heavy is imported here: lib.batch must be able to skip a finished run within seconds.
@@ -27,14 +27,7 @@ NUMBER = re.compile(r"([+\-\u2212]?)(\d[\d,]*)(?:\.(\d+))?")
 KNOWLEDGE = Path(__file__).resolve().with_name("knowledge")  # tables, wordings, templates
 STYLE = KNOWLEDGE / "page.css"  # of the HTML pages
 
-@dataclass(frozen=True)
-class Run:
-    """One execution of one notebook and the folder that its results go to."""
-    notebook: str
-    profile: str
-    parameters: dict
-    backend: str
-    folder: Path
+Run = namedtuple("Run", "notebook profile parameters backend folder")  # one execution of one notebook; folder: where its results go
 
 def results_root():
     """The folder of all results: $RESULTS_ROOT, else <repository>/results."""

@@ -241,10 +241,10 @@ def claimed_gains(paper=""):
 
 def write():
     """Both files."""
-    write_atomically(FOLDER / "gains.csv", claimed_gains().to_csv(index=False, lineterminator="\n"))
+    write_atomically(FOLDER / "gains.csv", claimed_gains().to_csv(index=False, lineterminator="\n", na_rep="nan"))
     table = audit()
     table["cells"] = [" ".join(map(str, cells)) for cells in table["cells"]]
-    write_atomically(FOLDER / "audit.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_atomically(FOLDER / "audit.csv", table.to_csv(index=False, lineterminator="\n", na_rep="nan"))
 
 
 if __name__ == "__main__":

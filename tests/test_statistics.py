@@ -160,23 +160,16 @@ def test_axes_and_single_vectors_agree():
 
 
 def test_power_is_that_of_statsmodels():
-    expected = proportion.power_proportions_2indep(0.04, 0.6, 900).power
-    assert statistics.achieved_power(0.64, 0.60, 900) == pytest.approx(expected)
     needed = proportion.samplesize_proportions_2indep_onetail(0.04, 0.6, 0.8, alternative="two-sided")
     assert statistics.items_needed(0.64, 0.60) == np.ceil(needed)
 
 
-def test_power_and_its_inverses_agree():
-    for discordance in (None, 0.15):
-        n = statistics.items_needed(0.64, 0.60, discordance=discordance)
-        assert statistics.achieved_power(0.64, 0.60, n, discordance=discordance) == pytest.approx(0.8, abs=2e-3)
-
-
 def test_paired_power_by_simulation():
-    """300 items, 12 % won and 4 % lost: the exact test is a little weaker than the z-test of the formula."""
-    outcomes = np.random.default_rng(9).multinomial(300, [0.12, 0.04, 0.84], size=4_000)
+    """12 % won and 4 % lost: with the items that the formula asks for, the exact test shows the difference about as often as wanted."""
+    needed = int(statistics.items_needed(0.68, 0.60, discordance=0.16))
+    outcomes = np.random.default_rng(9).multinomial(needed, [0.12, 0.04, 0.84], size=4_000)
     shown = (statistics.mcnemar(outcomes[:, 0], outcomes[:, 1]) < 0.05).mean()
-    assert statistics.achieved_power(0.68, 0.60, 300, discordance=0.16) - shown == pytest.approx(0.03, abs=0.03)
+    assert shown == pytest.approx(0.77, abs=0.03)  # a little less than 0.8: the exact test is careful
 
 
 def test_grim_by_hand():
@@ -314,7 +307,6 @@ def test_coverage_of_kendall():
     (lambda: statistics.correlation([1, 2, 3], [1, 2, 3], "cosine", seed=0), "kendall"),
     (lambda: statistics.items_needed(55, 50), "not percent"),
     (lambda: statistics.items_needed(0.6, 0.5, power=80), "between 0 and 1"),
-    (lambda: statistics.achieved_power(0.6, 0.5, 0), "n = 0"),
     (lambda: statistics.items_needed(0.6, 0.5, discordance=0.05), "discordance"),
     (lambda: statistics.grim(56.36, 0, decimals=2), "n = 0"),
     (lambda: statistics.grim(156.0, 100, decimals=1), "between 0 and 100"),
