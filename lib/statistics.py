@@ -232,7 +232,7 @@ def _drawn_correlations(x, y, method, *, seed, clusters, replicates):
         raise ValueError(f"need two equally long vectors of 3 or more finite numbers, and one of {', '.join(tests)}")
     members, n = _members(clusters, len(x))
     if min(np.ptp(x) / (np.abs(x).max() or 1), np.ptp(y) / (np.abs(y).max() or 1)) < 1e-12:
-        return np.nan, np.nan, n, np.full(2, np.nan)
+        return np.nan, np.nan, n, np.full(1, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):  # a replicate may be constant: NaN, left out
         drawn = [_correlations(x, y, w[:, members], method) for w in _resamples(n, seed, replicates)]
     return *tests[method](x, y), n, np.concatenate(drawn)

@@ -335,3 +335,36 @@ def test_a_missing_study_says_where_it_is_from(tmp_path):
         ratings.published(tmp_path, "kqa_nli")
     with pytest.raises(ValueError, match="choose one of mslr_facets"):
         ratings.published(tmp_path, "unknown")
+
+
+# ------------------------------------------------------------------------------------------------------------ BERTScore in notebook 09
+
+
+@pytest.mark.slow
+def test_bertscore_with_a_local_encoder(tmp_path):
+    """The notebook's own cell with a tiny encoder of a folder, against the formula written out; equal texts score 1; nothing is downloaded."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+    vocabulary = {word: n for n, word in enumerate("[UNK] [PAD] asthma is treated with salbutamol gout hurts".split())}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)).save_pretrained(tmp_path / "tiny")
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(tmp_path / "tiny")
+    cells = json.loads((results.REPOSITORY / "notebooks" / "09_metric_agreement.ipynb").read_text())["cells"]
+    (cell,) = ["".join(cell["source"]) for cell in cells if "AutoModel.from_pretrained" in "".join(cell["source"])]
+    human = {"study": pd.DataFrame({"text": ["asthma is treated", "", "gout hurts"], "reference": ["asthma is treated", "gout hurts", "salbutamol is with"]})}
+    names = {"ENCODER_DIR": f"{tmp_path}/tiny/", "ENCODER_LAYER": 1, "metrics": ["bleu_1"], "human": human, "torch": torch, "AutoModel": AutoModel,
+             "AutoTokenizer": AutoTokenizer}
+    exec(cell, names)
+    assert names["metrics"] == ["bleu_1", "BERTScore (tiny, layer 1)"]
+    found = human["study"]["BERTScore (tiny, layer 1)"]
+    assert found[0] == pytest.approx(1, abs=1e-5)
+    encoder = AutoModel.from_pretrained(tmp_path / "tiny").eval()
+    with torch.no_grad():
+        a, b = (encoder(torch.tensor([[vocabulary[word] for word in text.split()]]), output_hidden_states=True).hidden_states[1][0].numpy()
+                for text in human["study"].loc[2, ["text", "reference"]])
+    cosine = np.array([[x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in b] for x in a])
+    precision, recall = cosine.max(1).mean(), cosine.max(0).mean()
+    assert found[2] == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-5)

@@ -319,6 +319,7 @@ def test_bad_input_says_what_is_wrong(call, words):
 @pytest.mark.filterwarnings("error")
 def test_what_does_not_exist_is_nan():
     assert np.isnan(statistics.correlation([1, 1, 1, 1], [1, 2, 3, 4], seed=0)[:3]).all()  # all ties
+    assert np.isnan(statistics.correlation_difference([1, 1, 1, 1], [4, 2, 3, 1], [1, 2, 3, 4], seed=0)[:3]).all()
     assert np.isnan(statistics.kappa([[3, 0], [3, 0]], "fleiss"))  # one category
     assert statistics.kappa([[3, 0], [3, 0]]) == 1  # free margins: full agreement does exist
     assert np.isnan(statistics.krippendorff_alpha([[2, 2], [2, 2]]))
