@@ -221,9 +221,9 @@ def correlation_difference(a, b, y, method: str = "kendall", *, seed: int, clust
     0.4"""
     draws = {"seed": seed, "clusters": clusters, "replicates": replicates}
     (value_a, _, n, drawn_a), (value_b, _, _, drawn_b) = (_drawn_correlations(x, y, method, **draws) for x in (a, b))
-    drawn = (drawn_a - drawn_b)[np.isfinite(drawn_a - drawn_b)]
+    drawn = drawn_a - drawn_b
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return Estimate(float(value_a - value_b), *map(float, _percentiles(drawn)), n, min(1.0, 2 * (1 + tail) / (1 + len(drawn))))
+    return Estimate(float(value_a - value_b), *map(float, _percentiles(drawn)), n, min(1.0, 2 * (1 + tail) / (1 + np.isfinite(drawn).sum())))
 def _drawn_correlations(x, y, method, *, seed, clusters, replicates):
     """(value, p-value, independent units, value of every resample); all NaN where x or y is constant."""
     x, y = np.asarray(x, float), np.asarray(y, float)
