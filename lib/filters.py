@@ -154,11 +154,9 @@ def read_keywords(path):
     with open(path, encoding="utf-8-sig", newline="") as stream:
         for row in (rows := csv.DictReader(stream)):
             language, word = {"jp": "ja"}.get(row.get("language"), row.get("language")), row.get("keyword")
-            if language not in KEYWORD_THRESHOLDS:
-                raise ValueError(f"{path}, line {rows.line_num}, column language: {row.get('language')!r}; it must be one of "
-                                 f"{', '.join(KEYWORD_THRESHOLDS)}")
-            if not (word or "").strip():
-                raise ValueError(f"{path}, line {rows.line_num}, column keyword: {word!r}; it must not be empty")
+            if language not in KEYWORD_THRESHOLDS or not (word or "").strip():
+                bad, rule = ("keyword", "be a word") if language in KEYWORD_THRESHOLDS else ("language", f"be one of {', '.join(KEYWORD_THRESHOLDS)}")
+                raise ValueError(f"{path}, line {rows.line_num}, column {bad}: {row.get(bad)!r}; it must {rule}")
             keywords.setdefault(language, {})[word.strip().lower()] = None
     return {language: tuple(words) for language, words in keywords.items()}
 @functools.cache

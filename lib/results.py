@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections import namedtuple
 from importlib import metadata, util
 from pathlib import Path
 # Nothing heavy is imported here: lib.batch must be able to skip a finished run within seconds.
@@ -25,14 +25,7 @@ BOLD_FINDING = re.compile(r"\*\*([^*\n]+)\*\*<!--\s*(100\*)?\s*(\w+)\s*-->")
 NUMBER = re.compile(r"([+\-\u2212]?)(\d[\d,]*)(?:\.(\d+))?")
 KNOWLEDGE = Path(__file__).resolve().with_name("knowledge")  # tables, wordings, templates
 
-@dataclass(frozen=True)
-class Run:
-    """One execution of one notebook and the folder that its results go to."""
-    notebook: str
-    profile: str
-    parameters: dict
-    backend: str
-    folder: Path
+Run = namedtuple("Run", "notebook profile parameters backend folder")  # one execution of one notebook; folder: where its results go
 
 def results_root():
     """The folder of all results: $RESULTS_ROOT, else <repository>/results."""
@@ -126,10 +119,11 @@ def describe_run(run):
             "packages": {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}}
 
 def append_row(path, row):
-    """Append one JSON row; a last line torn by a kill or a full disk is cut off first."""
+    """Append one JSON row, whoever else is writing; a last line torn by a kill or a full disk is cut off first."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # until the file is closed
         size = stream.seek(0, os.SEEK_END)
         if size and (stream.seek(size - 1), stream.read(1))[1] != b"\n":
             stream.seek(0)

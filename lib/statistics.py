@@ -2,7 +2,6 @@
 
 Functions take numpy arrays or plain numbers, and a seed where they draw. Scores are 0-1, tests two-sided. Bad input raises a ValueError
 that says what was wrong; a value that does not exist (no variation, all ties) is NaN."""
-from collections.abc import Callable
 from typing import NamedTuple
 import krippendorff
 import numpy as np
@@ -36,12 +35,6 @@ def clopper_pearson(k, n, level: float = 0.95):
     >>> low, high = clopper_pearson(1087, 1273); print(f"{low:.3f} {high:.3f}")   # 85.4 %
     0.833 0.873"""
     return proportion.proportion_confint(*_counts(k, n, level), alpha=1 - level, method="beta")
-
-def wald(k, n, level: float = 0.95):
-    """(low, high) of k/n by the normal approximation, clipped: Med-PaLM 2, Tables 6 and A.1; a point at k = 0, n.
-    >>> low, high = wald(11, 12); print(f"{low:.3f} {high:.3f}")
-    0.760 1.000"""
-    return proportion.proportion_confint(*_counts(k, n, level), alpha=1 - level, method="normal")
 
 def wilson(k, n, level: float = 0.95):
     """(low, high) of k/n by the score interval; good at any n, also at k = 0 and k = n.
@@ -173,7 +166,7 @@ def blocked_permutation(values, groups, *, blocks, seed: int, replicates: int = 
     extreme = sum((np.abs(weight[order] @ values) >= observed).sum(axis=0) for order in orders)
     return _plain((1 + extreme) / (1 + replicates))
 
-def bootstrap(statistic: Callable, rows, *, seed: int, replicates: int = 1_000) -> Estimate:
+def bootstrap(statistic, rows, *, seed: int, replicates: int = 1_000) -> Estimate:
     """Any statistic of a table (items, ...) with its percentile interval: kappa, alpha, ICC.
     >>> print(bootstrap(np.median, [1, 2, 2, 3, 9], seed=0))
     Estimate(value=2.0, low=1.0, high=9.0, n=5, p_value=nan, wins=0, losses=0)"""
@@ -214,40 +207,35 @@ def krippendorff_alpha(ratings, metric: str = "ordinal") -> float:
     alike = np.nanmin(ratings) == np.nanmax(ratings)
     return float("nan") if alike else float(krippendorff.alpha(ratings.T, level_of_measurement=metric))
 
-def icc(ratings, form: str = "2,1") -> float:
-    """Intraclass correlation of ratings (items, raters), Shrout and Fleiss 1979; NaN when all are equal.
-    form: "1,1" raters differ by item, "2,1" raters are a sample, "3,1" these raters only; ",k" their mean.
-    >>> table = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
-    >>> [round(icc(table, form), 2) for form in ("1,1", "2,1", "3,1", "1,k", "2,k", "3,k")]
-    [0.17, 0.29, 0.71, 0.44, 0.62, 0.91]"""
-    x = _rows(ratings)
-    n, k = x.shape
-    if n < 2 or k < 2 or form not in ("1,1", "2,1", "3,1", "1,k", "2,k", "3,k"):
-        raise ValueError("icc needs two items, two raters, and a form: 1,1 2,1 3,1 1,k 2,k or 3,k")
-    rows, columns = x.mean(axis=1, keepdims=True) - x.mean(), x.mean(axis=0, keepdims=True) - x.mean()
-    between, rater = k * (rows**2).sum() / (n - 1), n * (columns**2).sum() / (k - 1)  # mean squares
-    error = ((x - x.mean() - rows - columns) ** 2).sum() / ((n - 1) * (k - 1))
-    noise = ((x - x.mean() - rows) ** 2).sum() / (n * (k - 1)) if form[0] == "1" else error
-    bias = (rater - error) / n if form[0] == "2" else 0
-    below = between + bias if form[2] == "k" else between + (k - 1) * noise + k * bias
-    return float((between - noise) / below) if np.ptp(x) and below else float("nan")
-
-def correlation(x, y, method: str = "kendall", *, seed: int, clusters=None) -> Estimate:
+def correlation(x, y, method: str = "kendall", *, seed: int, clusters=None, replicates: int = REPLICATES) -> Estimate:
     """Kendall tau-b, Spearman or Pearson correlation of x and y (items,) with its bootstrap interval: MMedLM, Fig. 4.
     clusters: items drawn together (answers to one question); the p-value is scipy's and ignores them. NaN when x or y is constant.
     >>> round(correlation([1, 2, 3, 4, 5], [1, 3, 2, 5, 4], seed=0).value, 2)
     0.6"""
+    value, p_value, n, drawn = _drawn_correlations(x, y, method, seed=seed, clusters=clusters, replicates=replicates)
+    return Estimate(float(value), *map(float, _percentiles(drawn)), n, float(p_value))
+
+def correlation_difference(a, b, y, method: str = "kendall", *, seed: int, clusters=None, replicates: int = REPLICATES) -> Estimate:
+    """Correlation of a with y minus that of b with y, all (items,), on shared resamples; p-value: twice the smaller share of them beyond 0.
+    >>> correlation_difference([1, 2, 3, 4, 5], [2, 1, 3, 5, 4], [1, 2, 3, 4, 5], seed=0).value.__round__(2)
+    0.4"""
+    draws = {"seed": seed, "clusters": clusters, "replicates": replicates}
+    (value_a, _, n, drawn_a), (value_b, _, _, drawn_b) = (_drawn_correlations(x, y, method, **draws) for x in (a, b))
+    drawn = drawn_a - drawn_b
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return Estimate(float(value_a - value_b), *map(float, _percentiles(drawn)), n, min(1.0, 2 * (1 + tail) / (1 + np.isfinite(drawn).sum())))
+def _drawn_correlations(x, y, method, *, seed, clusters, replicates):
+    """(value, p-value, independent units, value of every resample); all NaN where x or y is constant."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     tests = {"kendall": stats.kendalltau, "spearman": stats.spearmanr, "pearson": stats.pearsonr}
     if method not in tests or x.ndim != 1 or x.shape != y.shape or len(x) < 3 or not np.isfinite([x, y]).all():
         raise ValueError(f"need two equally long vectors of 3 or more finite numbers, and one of {', '.join(tests)}")
     members, n = _members(clusters, len(x))
     if min(np.ptp(x) / (np.abs(x).max() or 1), np.ptp(y) / (np.abs(y).max() or 1)) < 1e-12:
-        return Estimate(*[float("nan")] * 3, n)
-    value, p_value = tests[method](x, y)
+        return np.nan, np.nan, n, np.full(1, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):  # a replicate may be constant: NaN, left out
-        drawn = np.concatenate([_correlations(x, y, w[:, members], method) for w in _resamples(n, seed, REPLICATES)])
-    return Estimate(float(value), *map(float, _percentiles(drawn)), n, float(p_value))
+        drawn = [_correlations(x, y, w[:, members], method) for w in _resamples(n, seed, replicates)]
+    return *tests[method](x, y), n, np.concatenate(drawn)
 def _correlations(x: np.ndarray, y: np.ndarray, weights: np.ndarray, method: str) -> np.ndarray:
     """The correlation of every resample: x, y (items,), weights (replicates, items) say how often each is in it."""
     if method == "kendall":  # concordant minus discordant pairs over the untied
@@ -261,8 +249,12 @@ def _correlations(x: np.ndarray, y: np.ndarray, weights: np.ndarray, method: str
         x, y = ((np.cumsum(h, axis=1) - h / 2)[:, place] for h, place in zip(held, places, strict=True))
     x, y = (v - (weights * v).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True) for v in (x, y))
     return (weights * x * y).sum(axis=1) / np.sqrt((weights * x * x).sum(axis=1) * (weights * y * y).sum(axis=1))
-def _spread(p_a, p_b, discordance, level: float, power: float = 0.8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Difference, and the standard deviation of sqrt(n) times it: if there were none, and as it is."""
+
+def items_needed(p_a, p_b, *, discordance=None, power: float = 0.8, level: float = 0.95):
+    """Items that show p_a to differ from p_b with this power, infinite for p_a = p_b: in each of two sets or, with a discordance (share that one
+    model alone gets right), the same for both.
+    >>> print(items_needed(0.55, 0.50), items_needed(0.55, 0.50, discordance=0.15))
+    1565.0 469.0"""
     p_a, p_b = np.asarray(p_a, float), np.asarray(p_b, float)
     gap, either = np.abs(p_a - p_b), np.minimum(p_a + p_b, 2 - p_a - p_b)
     share = p_a * (1 - p_b) + p_b * (1 - p_a) if discordance is None else np.asarray(discordance, float)
@@ -271,32 +263,10 @@ def _spread(p_a, p_b, discordance, level: float, power: float = 0.8) -> tuple[np
         raise ValueError("accuracies, level and power must lie between 0 and 1 (not percent), discordance between "
                          "|p_a - p_b| and min(p_a + p_b, 2 - p_a - p_b)")
     null = share - gap**2 / 2 if discordance is None else share  # two sets of items: 2 x pooled variance
-    return p_a - p_b, np.sqrt(null), np.sqrt(np.maximum(share - gap**2, 0))
-
-def achieved_power(p_a, p_b, n, *, discordance=None, level: float = 0.95):
-    """Chance that two sets of n items show p_a to differ from p_b or, with a discordance (share that one model alone gets right), the same n items.
-    >>> round(float(achieved_power(0.55, 0.50, 1565)), 3)
-    0.8"""
-    difference, null, actual = _spread(p_a, p_b, discordance, level)
-    return normal_power.normal_power_het(difference, _counts(0, n)[1], 1 - level, null, actual)
-
-def items_needed(p_a, p_b, *, discordance=None, power: float = 0.8, level: float = 0.95):
-    """Items (in each set, if unpaired) that show p_a to differ from p_b with this power; infinite for p_a = p_b.
-    >>> print(items_needed(0.55, 0.50), items_needed(0.55, 0.50, discordance=0.15))
-    1565.0 469.0"""
-    difference, null, actual = _spread(p_a, p_b, discordance, level, power)
+    spreads = np.sqrt(null), np.sqrt(np.maximum(share - gap**2, 0))  # of sqrt(n) times the difference: if there were none, and as it is
     with np.errstate(divide="ignore", invalid="ignore"):
-        n = normal_power.normal_sample_size_one_tail(np.abs(difference), power, (1 - level) / 2, null, actual)
-    return np.where(difference == 0, np.inf, np.ceil(n))[()]
-
-def minimum_detectable(p, n, *, discordance=None, power: float = 0.8, level: float = 0.95) -> float:
-    """Smallest gain over accuracy p that n items show with this power; NaN when no possible gain would do.
-    >>> round(minimum_detectable(0.5, 1273), 3), round(minimum_detectable(0.5, 1273, discordance=0.2), 3)
-    (0.055, 0.035)"""
-    largest = 1 - p if discordance is None else min(1 - p, discordance, 2 * (1 - p) - discordance)
-    gains = np.linspace(0, max(largest, 0), 100_001)[1:]
-    shown = achieved_power(p + gains, p, n, discordance=discordance, level=level) >= power
-    return float(gains[np.argmax(shown)]) if shown.any() and 0 < power < 1 else float("nan")
+        n = normal_power.normal_sample_size_one_tail(gap, power, (1 - level) / 2, *spreads)
+    return np.where(gap == 0, np.inf, np.ceil(n))[()]
 
 def grim(value, n, *, decimals, scale: float = 100):
     """Can the printed value be k/n x scale, rounded to these decimals, halves either way? Brown and Heathers 2017.
@@ -306,10 +276,3 @@ def grim(value, n, *, decimals, scale: float = 100):
     if not ((value >= 0) & (value <= scale)).all():
         raise ValueError(f"printed values must lie between 0 and {scale:g}")
     return np.abs(np.round(value * n / scale) / n * scale - value) <= 0.5 * 10.0 ** -np.asarray(decimals) + 1e-9
-
-def grim_sizes(values, *, decimals, largest: int = 2_000, scale: float = 100) -> np.ndarray:
-    """Every n up to largest for which all printed values are k/n; the first is the smallest, multiples fit too.
-    >>> grim_sizes([83.72, 79.07, 62.79, 67.44], decimals=2, largest=100).tolist()   # MedS-Bench, PICO
-    [43, 86]"""
-    sizes = np.arange(1, largest + 1)
-    return sizes[grim(np.ravel(values), sizes[:, None], decimals=decimals, scale=scale).all(axis=1)]

@@ -171,6 +171,20 @@ def _subjects(pool, items, draw):
         yield from draw.sample(pool, min(len(pool), items))
         items -= len(pool)
 
+def long_answer_questions(world, language, diseases, *, items, seed):
+    """Open questions {id, question, reference, checklist} that can be graded exactly: a line of the checklist has points and all sentences that say
+    it, 5 points for what was asked, 2 for a further fact, -6 for advising what is harmful. The reference says all but that."""
+    draw, words, asked = random.Random(f"long {language} {seed}"), wordings(language)["attributes"], []
+    for i in range(items):
+        disease, about = diseases[i % len(diseases)], draw.sample(ATTRIBUTES[1:], 2)
+        lines = [*((attribute, attribute, 5 if attribute in about else 2) for attribute in ATTRIBUTES[1:]), ("treatment", "warning", -6)]
+        checklist = [{"criterion": sentence(world, disease | {said: disease[value]}, said, language, words[said]["book"][0]), "points": points,
+                      "says": [sentence(world, disease | {said: disease[value]}, said, language, template) for template in words[said]["book"]]}
+                     for said, value, points in lines]
+        question = _join([fill(draw.choice(words[a]["patient"]), disease=term(world, disease, "name", language)) for a in about], language)
+        asked.append({"id": f"long-{language}-{seed}-{i}", "question": question, "checklist": checklist,
+                      "reference": _join([line["criterion"] for line in checklist if line["points"] > 0], language)})
+    return asked
 def declared(expressions, slots):
     """{name: what it stands for} of Jinja expressions, which may use the slots and the names before."""
     return {name: value for name, value in vars(_module(tuple(expressions.items())).make_module(slots)).items() if name in expressions}

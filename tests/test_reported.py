@@ -5,11 +5,19 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats import proportion
 
 from lib import reported, statistics
+from tests import audit
 
 FILES = {"pmc_llama": 54, "med_palm_2": 412, "mmedlm": 864, "meds": 938}  # 2,268 values
 NOT_API = ["MEDITRON", "InternLM 2", "Llama 3", "Mistral", "Qwen 2", "Med42-v2", "Baichuan 2", "MMedIns-Llama 3"]
+
+
+def grim_sizes(values, *, decimals, scale=100):
+    """Every n up to 2,000 for which all printed values are k/n; multiples of the first fit too."""
+    sizes = np.arange(1, 2001)
+    return sizes[statistics.grim(np.ravel(values), sizes[:, None], decimals=decimals, scale=scale).all(axis=1)]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +121,7 @@ def test_all_36_intervals_of_med_palm_2_table_4_are_clopper_pearson(values):
 
 def test_all_36_group_intervals_of_tables_6_and_a1_are_wald(values):
     tables = values[values["row"].isin(["without overlap", "with overlap"])]
-    low, high = statistics.wald((tables["value"] * tables["n"] / 100).round(), tables["n"])
+    low, high = proportion.proportion_confint((tables["value"] * tables["n"] / 100).round(), tables["n"], method="normal")
     assert len(tables) == 36
     assert np.abs(100 * low - tables["interval_low"]).max() <= 0.0501
     assert np.abs(100 * high - tables["interval_high"]).max() <= 0.0501
@@ -137,7 +145,7 @@ def test_all_18_deltas_of_tables_6_and_a1_are_newcombe(values):
 
 def test_the_rating_intervals_take_every_rating_as_independent():
     """Tables A.2 to A.6: 165 of 166 bootstrap intervals are the binomial quantiles of as many independent ratings."""
-    found = [(table, method, fits.sum(), len(fits)) for _, table, _, method, fits in reported.explained_intervals(reported.read())]
+    found = [(table, method, fits.sum(), len(fits)) for _, table, _, method, fits in audit.explained_intervals(reported.read())]
     methods = pd.DataFrame(found, columns=["table", "method", "matched", "intervals"]).set_index("table")
     assert methods.loc[["4", "6", "A.1"], "method"].tolist() == ["clopper_pearson", "wald", "wald"]
     ratings = methods.loc[["A.2", "A.3", "A.4", "A.5", "A.6"]]
@@ -186,13 +194,13 @@ def test_health_equity_was_rated_on_89_questions(values, findings):
     """Med-PaLM 2 Table A.3: all 24 shares are k/356 = 89 x 4, the smallest n that fits; 18 of 24 are k/(182 x 4)."""
     equity = values.query("table == 'A.3' and metric == 'proportion' and setting == 'adversarial Health equity'")
     assert len(equity) == 24
-    assert statistics.grim_sizes(equity["value"], decimals=3, scale=1)[0] == 356 == 89 * 4
+    assert grim_sizes(equity["value"], decimals=3, scale=1)[0] == 356 == 89 * 4
     assert statistics.grim(equity["value"], 182 * 4, decimals=3, scale=1).sum() == 18
     stated = findings[(findings["rule"] == "grim") & (findings["table"] == "A.3")]
     assert len(stated) == 6
     for part, n in (("All", 588), ("General", 232)):
         others = values[(values["setting"] == f"adversarial {part}") & (values["metric"] == "proportion")]
-        assert statistics.grim_sizes(others["value"], decimals=3, scale=1)[0] == n
+        assert grim_sizes(others["value"], decimals=3, scale=1)[0] == n
 
 
 def test_ratings_of_table_a2_are_counts_of_420_and_140(values):
@@ -211,7 +219,7 @@ def test_test_sizes_of_meds_bench_by_grim(values, column, n):
     """The smallest n that gives every score of the eight local models; what the n column of the file says."""
     scores = values[(values["column"] == column) & values["row"].isin(NOT_API) & values["n"].notna()]
     assert len(scores) == 8
-    assert statistics.grim_sizes(scores["value"], decimals=2)[0] == n
+    assert grim_sizes(scores["value"], decimals=2)[0] == n
     assert (scores["n"] == n).all()
 
 
@@ -299,11 +307,20 @@ def test_p_values_that_cannot_be(findings):
 
 
 def test_everything_found_was_looked_into_and_is_flagged(values, findings):
-    """A new finding needs a line in explanations.csv; the flag column of the files is what the rules say."""
+    """A new finding needs a line in audit.csv; the flag column of the files is what the rules say."""
     assert findings["explanation"].str.len().gt(20).all()
     rules = findings.explode("cells").groupby("cells")["rule"].agg(lambda rules: "; ".join(sorted(set(rules))))
     assert (rules.reindex(values.index, fill_value="") == values["flag"]).all()
     assert len(findings) == 122
+
+
+def test_the_committed_findings_are_those_of_the_rules(findings):
+    """What notebooks 11 to 14 read; after a change of the values or rules: python -m tests.audit."""
+    pd.testing.assert_frame_equal(audit.audit(), findings, check_dtype=False)
+
+
+def test_the_committed_gains_are_those_of_the_values(gains):
+    pd.testing.assert_frame_equal(audit.claimed_gains(), gains, check_dtype=False)
 
 
 # ------------------------------------------------------------------------------------------ rules find what we plant
@@ -338,7 +355,7 @@ def plant(values, where, value, column="value"):
 ])
 def test_a_planted_error_is_found(values, rule, where, value):
     changed, index = plant(values, where, value)
-    rule = getattr(reported, rule)
+    rule = getattr(audit, rule)
     assert index not in accused(rule, values)
     assert index in accused(rule, changed)
 
@@ -349,7 +366,7 @@ def test_a_planted_copy_of_a_row_is_found(values, row):
     table = changed[(changed["table"] == "8c Clinical outcome prediction")]
     target, source = (table[table["row"] == name].index for name in ("Qwen 2", row))
     changed.loc[target, "value"] = changed.loc[source, "value"].to_numpy()
-    assert set(target) | set(source) <= accused(reported.duplicates, changed)
+    assert set(target) | set(source) <= accused(audit.duplicates, changed)
 
 
 @pytest.mark.parametrize("row", ["Llama3", "Gemma", "Mistral", "Flan-PaLM"])
@@ -358,8 +375,8 @@ def test_a_planted_swap_is_found(values, row):
     pair = values.query("paper == 'MMedLM' and row == @row and exam in ['medmcqa', 'pubmedqa']").index
     changed = values.copy()
     changed.loc[pair, "value"] = changed.loc[pair[::-1], "value"].to_numpy()
-    assert not set(pair) & accused(reported.swaps, values)
-    assert set(pair) <= accused(reported.swaps, changed)
+    assert not set(pair) & accused(audit.swaps, values)
+    assert set(pair) <= accused(audit.swaps, changed)
 
 
 def test_averages_that_leave_out_a_column_are_explained(values):
@@ -368,7 +385,7 @@ def test_averages_that_leave_out_a_column_are_explained(values):
     means = table[~table["column"].isin(["Avg.", "Species800"])].groupby("row")["value"].mean()
     last = table[table["column"] == "Avg."]
     changed.loc[last.index, "value"] = last["row"].map(means).round(2)
-    words = [words for cells, _, words in reported.averages(changed) if cells[0] in last.index]
+    words = [words for cells, _, words in audit.averages(changed) if cells[0] in last.index]
     assert len(words) == 11
     assert all(text.endswith("it is the mean of BC4Chem, BC5Chem, BC5Disease only") for text in words)
 
@@ -435,10 +452,10 @@ def test_gains_are_consistent(gains):
 
 def test_the_gains_of_one_paper_are_those_of_all(gains):
     for paper in gains["paper"].unique():
-        pd.testing.assert_frame_equal(reported.claimed_gains(paper), gains[gains["paper"] == paper].reset_index(drop=True), check_dtype=False)
+        pd.testing.assert_frame_equal(audit.claimed_gains(paper), gains[gains["paper"] == paper].reset_index(drop=True), check_dtype=False)
     assert gains["paper"].nunique() == 4
 
 
 @pytest.mark.parametrize("paper", ["PMC-LLaMA", "Med-PaLM 2", "MMedLM", "MedS-Bench"])
 def test_a_paper_alone_is_accused_of_the_same(paper, findings):
-    pd.testing.assert_frame_equal(reported.audit(paper), findings[findings["paper"] == paper].reset_index(drop=True))
+    pd.testing.assert_frame_equal(audit.audit(paper), findings[findings["paper"] == paper].reset_index(drop=True))

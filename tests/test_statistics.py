@@ -17,8 +17,7 @@ NAN = float("nan")
 
 
 def test_intervals_of_a_proportion_in_newcombe_1998():
-    """Newcombe 1998 (Statistics in Medicine 17, 857), 81 of 263: methods 1 (Wald), 3 (Wilson), 5 (Clopper-Pearson)."""
-    assert np.round(statistics.wald(81, 263), 4).tolist() == [0.2522, 0.3638]
+    """Newcombe 1998 (Statistics in Medicine 17, 857), 81 of 263: methods 3 (Wilson), 5 (Clopper-Pearson)."""
     assert np.round(statistics.wilson(81, 263), 4).tolist() == [0.2553, 0.3662]
     assert np.round(statistics.clopper_pearson(81, 263), 4).tolist() == [0.2527, 0.3676]
 
@@ -161,25 +160,16 @@ def test_axes_and_single_vectors_agree():
 
 
 def test_power_is_that_of_statsmodels():
-    expected = proportion.power_proportions_2indep(0.04, 0.6, 900).power
-    assert statistics.achieved_power(0.64, 0.60, 900) == pytest.approx(expected)
     needed = proportion.samplesize_proportions_2indep_onetail(0.04, 0.6, 0.8, alternative="two-sided")
     assert statistics.items_needed(0.64, 0.60) == np.ceil(needed)
 
 
-def test_power_and_its_inverses_agree():
-    for discordance in (None, 0.15):
-        n = statistics.items_needed(0.64, 0.60, discordance=discordance)
-        assert statistics.achieved_power(0.64, 0.60, n, discordance=discordance) == pytest.approx(0.8, abs=2e-3)
-        gain = statistics.minimum_detectable(0.60, n, discordance=discordance)
-        assert gain == pytest.approx(0.04, abs=2e-4)
-
-
 def test_paired_power_by_simulation():
-    """300 items, 12 % won and 4 % lost: the exact test is a little weaker than the z-test of the formula."""
-    outcomes = np.random.default_rng(9).multinomial(300, [0.12, 0.04, 0.84], size=4_000)
+    """12 % won and 4 % lost: with the items that the formula asks for, the exact test shows the difference about as often as wanted."""
+    needed = int(statistics.items_needed(0.68, 0.60, discordance=0.16))
+    outcomes = np.random.default_rng(9).multinomial(needed, [0.12, 0.04, 0.84], size=4_000)
     shown = (statistics.mcnemar(outcomes[:, 0], outcomes[:, 1]) < 0.05).mean()
-    assert statistics.achieved_power(0.68, 0.60, 300, discordance=0.16) - shown == pytest.approx(0.03, abs=0.03)
+    assert shown == pytest.approx(0.77, abs=0.03)  # a little less than 0.8: the exact test is careful
 
 
 def test_grim_by_hand():
@@ -187,23 +177,36 @@ def test_grim_by_hand():
     assert statistics.grim([67.44, 67.00], 43, decimals=2).tolist() == [True, False]
     assert statistics.grim([12.0, 13.0], 8, decimals=0).tolist() == [True, True]
     assert statistics.grim(0.929, 140, decimals=3, scale=1)
-    assert statistics.grim_sizes([33.3, 66.7], decimals=1, largest=12).tolist() == [3, 6, 9, 12]
+
+
+def test_two_metrics_are_compared_on_shared_resamples():
+    """The difference is that of the two correlations; its interval is far narrower than theirs would give where the metrics are alike."""
+    draw = np.random.default_rng(3)
+    people = draw.standard_normal(120)
+    a, items = people + draw.standard_normal(120), np.repeat(np.arange(40), 3)
+    b = a + 0.1 * draw.standard_normal(120)
+    one = statistics.correlation_difference(a, b, people, "pearson", seed=0, clusters=items)
+    first, second = (statistics.correlation(x, people, "pearson", seed=0, clusters=items) for x in (a, b))
+    assert one.value == pytest.approx(first.value - second.value)
+    assert one.high - one.low < 0.3 * (first.high - first.low)
+    assert one.low <= one.value <= one.high
+    worse = statistics.correlation_difference(a, draw.standard_normal(120), people, seed=0, replicates=1_000)
+    assert (worse.low > 0, worse.p_value) == (True, pytest.approx(2 / 1001))
 
 
 # ----------------------------------------------------------------------------------------------- simulation
 
 
 def test_coverage_of_the_intervals_of_a_proportion():
-    """Exact coverage at n = 60, mean over p: Clopper-Pearson never below 95 %, Wilson near it, Wald below."""
+    """Exact coverage at n = 60, mean over p: Clopper-Pearson never below 95 %, Wilson near it."""
     k, shares = np.arange(61), np.linspace(0.05, 0.95, 91)
     chance = stats.binom.pmf(k, 60, shares[:, None])  # (shares, k)
     coverage = {}
-    for method in (statistics.clopper_pearson, statistics.wilson, statistics.wald):
+    for method in (statistics.clopper_pearson, statistics.wilson):
         low, high = method(k, 60)
         coverage[method.__name__] = (chance * ((low <= shares[:, None]) & (shares[:, None] <= high))).sum(axis=1)
     assert coverage["clopper_pearson"].min() >= 0.95
     assert coverage["wilson"].mean() == pytest.approx(0.95, abs=0.01)
-    assert coverage["wald"].mean() < 0.945
 
 
 def test_coverage_of_newcombe():
@@ -276,7 +279,6 @@ def test_coverage_of_kendall():
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: statistics.clopper_pearson(0, 0), "n >= 1|1 <= n"),
     (lambda: statistics.wilson([1, 11], [10, 10]), "k = 11"),
-    (lambda: statistics.wald(-1, 10), "k = -1"),
     (lambda: statistics.wilson(0.854, 1273), "whole numbers"),
     (lambda: statistics.wilson(NAN, 10), "whole numbers"),
     (lambda: statistics.wilson(5, 10, level=95), "between 0 and 1"),
@@ -300,13 +302,11 @@ def test_coverage_of_kendall():
     (lambda: statistics.kappa([[2, 1], [1, 1]]), "equally many"),
     (lambda: statistics.krippendorff_alpha([[1, NAN], [NAN, 2]]), "two ratings"),
     (lambda: statistics.krippendorff_alpha([[1, 2]], "ratio"), "nominal, ordinal or interval"),
-    (lambda: statistics.icc([[1], [2]]), "two raters"),
     (lambda: statistics.correlation([1, 2], [1, 2], seed=0), "3 or more"),
     (lambda: statistics.correlation([1, 2, 3], [1, 2, NAN], seed=0), "finite"),
     (lambda: statistics.correlation([1, 2, 3], [1, 2, 3], "cosine", seed=0), "kendall"),
     (lambda: statistics.items_needed(55, 50), "not percent"),
     (lambda: statistics.items_needed(0.6, 0.5, power=80), "between 0 and 1"),
-    (lambda: statistics.achieved_power(0.6, 0.5, 0), "n = 0"),
     (lambda: statistics.items_needed(0.6, 0.5, discordance=0.05), "discordance"),
     (lambda: statistics.grim(56.36, 0, decimals=2), "n = 0"),
     (lambda: statistics.grim(156.0, 100, decimals=1), "between 0 and 100"),
@@ -319,14 +319,13 @@ def test_bad_input_says_what_is_wrong(call, words):
 @pytest.mark.filterwarnings("error")
 def test_what_does_not_exist_is_nan():
     assert np.isnan(statistics.correlation([1, 1, 1, 1], [1, 2, 3, 4], seed=0)[:3]).all()  # all ties
+    assert np.isnan(statistics.correlation_difference([1, 1, 1, 1], [4, 2, 3, 1], [1, 2, 3, 4], seed=0)[:3]).all()
     assert np.isnan(statistics.kappa([[3, 0], [3, 0]], "fleiss"))  # one category
     assert statistics.kappa([[3, 0], [3, 0]]) == 1  # free margins: full agreement does exist
     assert np.isnan(statistics.krippendorff_alpha([[2, 2], [2, 2]]))
-    assert np.isnan(statistics.icc([[3, 3], [3, 3]]))
     assert np.isnan(statistics.bootstrap_mean([0.4, 0.4, 0.4], seed=0)[1:3]).all()
     assert np.isnan(statistics.paired_difference([0.4, 0.5, 0.7], [0.2, 0.3, 0.5], seed=0)[1:3]).all()  # not 2e-17 wide
     assert np.isnan(statistics.correlation([0.3, 0.1 + 0.2, 0.3], [1, 2, 3], seed=0).value)
-    assert np.isnan(statistics.minimum_detectable(0.99, 20))
     assert np.isinf(statistics.items_needed(0.5, 0.5))
 
 
