@@ -1,6 +1,7 @@
-"""The published values of the four papers: read and query them, what an audit found in them, and weigh the claimed gains."""
+"""The published values of the four papers: read and query them, what an audit found in them, and what the claimed gains are worth."""
 from pathlib import Path
 import pandas as pd
+from lib import results
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "reported"
 KEY = ["paper", "table", "setting", "row", "column", "metric"]
 AVERAGES = ("Average", "Avg.")
@@ -11,7 +12,7 @@ def read() -> pd.DataFrame:
     (largest rounding error); interval_low, interval_high; n; n_stated if the paper states another; source; note; flag (rules of the audit it breaks).
     >>> row = read().query("model == 'pmc-llama13b' and column == 'Average'"); print(row["value"].item(), *row["flag"])
     64.43 averages"""
-    files = [file for file in sorted(FOLDER.glob("*.csv")) if file.stem not in ("claims", "audit", "gains")]
+    files = [file for file in sorted(FOLDER.glob("*.csv")) if file.stem not in ("claims", "explanations")]
     if not files:
         raise FileNotFoundError(f"no published values in {FOLDER}: restore this folder, it belongs to the repository")
     frame = pd.concat([pd.read_csv(file, dtype=str, keep_default_na=False) for file in files], ignore_index=True)
@@ -42,18 +43,17 @@ def wide(paper: str, table: str, *, metric=None, values: str = "value") -> pd.Da
     columns, rows = (frame.set_index(keys).index.unique() for keys in (across, ["setting", "row"]))
     return frame.set_index(["setting", "row", *across])[values].unstack(across).reindex(index=rows, columns=columns)
 
-def audit(paper: str = "") -> pd.DataFrame:
-    """What the rules of tests/audit.py find in the tables of one paper or of all (results/reported/audit.csv): rule, KEY and value of the first
-    accused cell, expected value, finding, cells (index of all accused in `read()`), explanation (what looking into it showed)."""
-    return _derived("audit", paper).assign(cells=lambda found: [[int(cell) for cell in cells.split()] for cells in found["cells"]])
+def audit(profile: str, paper: str = "") -> pd.DataFrame:
+    """What the rules of notebook 00 find in the tables of one paper or of all: rule, KEY and value (printed) of the first accused cell, expected
+    value, finding, cells (index of all accused in `read()`, parted by blanks), explanation (what looking into it showed)."""
+    return _derived(profile, "audit", paper)
 
-def claimed_gains(paper: str = "") -> pd.DataFrame:
-    """Every claimed gain (claims.csv), or those of one paper, as a difference of two printed scores (0-1), 95 % interval (tests/audit.py, gains.csv).
+def claimed_gains(profile: str, paper: str = "") -> pd.DataFrame:
+    """Every claimed gain (claims.csv), or those of one paper, as a difference of two printed scores (0-1) with 95 % interval, from notebook 00.
     design: "same items" are not published, so the interval is Newcombe's for different items, mostly too wide; a gain it does not show is unknown
     if it would show had no item got worse. "ratings": Newcombe takes ratings of one answer as independent, so too narrow. "preferences": all votes
     are printed. items_needed: for 80 % power, unpaired but for preferences; items_at_best: if none got worse. n of a mean: J^2 / sum(1 / n_j)."""
-    return _derived("gains", paper)
-def _derived(name, paper):
-    """A table of what follows from the published values; a test holds it to them."""
-    frame = pd.read_csv(FOLDER / f"{name}.csv", dtype={"table": str, "row": str}, keep_default_na=False, na_values=["nan"])  # "" is a text
+    return _derived(profile, "gains", paper)
+def _derived(profile, name, paper):
+    frame = results.read_table(profile, "00_published_values", name).fillna({"flag": "", "explanation": ""})
     return frame[frame["paper"].isin([paper] if paper else frame["paper"])].reset_index(drop=True)

@@ -78,9 +78,9 @@ def estimates(frame):
     return frame.assign(score=frame["value"] / scale, low=(frame["interval_low"] / scale).fillna(low),
                         high=(frame["interval_high"] / scale).fillna(high))
 
-def audit_summary(paper):
+def audit_summary(profile, paper):
     """What the rules of `reported.audit` found in a paper, findings of one kind in one line, with the explanation."""
-    found, lines = reported.audit(paper).fillna({"explanation": ""}), []
+    found, lines = reported.audit(profile, paper), []
     for (rule, table, why), part in found.groupby(["rule", "table", "explanation"], sort=False):
         where = [f"{cell.row}, {cell.column}: {cell.printed:g}" + f" (expected {cell.expected:.4g})" * bool(np.isfinite(cell.expected))
                  for cell in part.head(3).itertuples()]

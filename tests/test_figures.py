@@ -277,15 +277,15 @@ def test_published_values_get_their_printed_interval_or_that_of_their_count():
 
 
 def test_the_audit_summary_loses_no_finding():
-    audit = reported.audit()
+    audit = reported.audit("small")
     for paper in audit["paper"].unique():
-        summary = tables.audit_summary(paper)
+        summary = tables.audit_summary("small", paper)
         assert summary["findings"].sum() == (audit["paper"] == paper).sum()
         assert (summary["looked into"] != "").all()
 
 
 def test_gains_beside_our_own():
-    published = reported.claimed_gains().query("paper == 'PMC-LLaMA' and table == '1'")
+    published = reported.claimed_gains("small").query("paper == 'PMC-LLaMA' and table == '1'")
     ours = pd.DataFrame({"row": ["2M + papers"], "exam": ["recall"], "difference": [0.2], "low": [0.1], "high": [0.3]})
     compared = tables.beside(published, ours, claims={"2M + papers": "papers (7B)"}, columns={"recall": "MedMCQA"},
                              reasons={"knowledge graph": "restricted data"}).set_index(["claim", "exam"])
@@ -296,7 +296,7 @@ def test_gains_beside_our_own():
 
 
 def test_gain_summary_counts_every_gain_once():
-    published = reported.claimed_gains().query("paper == 'PMC-LLaMA'")
+    published = reported.claimed_gains("small").query("paper == 'PMC-LLaMA'")
     summary = tables.gain_summary(published)
     assert summary[list(tables.VERDICTS)].to_numpy().sum() == len(published)
     assert summary["claim"].tolist() == published["claim"].unique().tolist()
