@@ -11,6 +11,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from lib import batch, results
 from lib.results import BOLD_FINDING, REPOSITORY
@@ -202,3 +205,39 @@ def test_smoke_run(name, smoke):
     assert quoted <= set(json.loads((folder / name / "findings.json").read_text()))
     assert list((folder / name / "tables").glob("*.csv")), "a notebook saves at least one table"
     assert (folder / name / f"{name}.html").stat().st_size < 5e6, "the page is too large to read"
+
+
+# ---- numbers of committed tables, computed again with other code ----
+
+def committed_table(notebook, name):
+    return pd.read_csv(REPOSITORY / "results" / "small" / notebook / "tables" / f"{name}.csv")
+
+
+def test_averages_of_05_are_those_of_its_exams():
+    """macro: the mean of the accuracies; pooled: all questions in one, with the exact interval of scipy."""
+    averages = committed_table("05_exam_benchmarks", "averages").set_index(["model", "average"])
+    parts = dict(list(committed_table("05_exam_benchmarks", "mmedbench").groupby("model")))
+    assert len(averages) == 2 * len(parts) > 4
+    for model, part in parts.items():
+        macro, pooled = averages.loc[(model, "macro")], averages.loc[(model, "pooled")]
+        assert macro["accuracy"] == pytest.approx((part["correct"] / part["items"]).mean(), abs=1e-4)
+        share = part["correct"] / part["items"]
+        error = 1.96 * ((share * (1 - share) / part["items"]).sum() ** 0.5) / len(part)
+        assert (macro["low"], macro["high"]) == pytest.approx((share.mean() - error, share.mean() + error), abs=2e-4)
+        exact = stats.binomtest(int(part["correct"].sum()), int(part["items"].sum())).proportion_ci(method="exact")
+        assert (pooled["low"], pooled["high"]) == pytest.approx((exact.low, exact.high), abs=1e-4)
+
+
+def test_several_right_options_of_05_score_as_in_scikit_learn():
+    """Exact sets and the F1 of the options of each item, from the rows, by the metrics for several labels."""
+    rows = results.read_rows(REPOSITORY / "results" / "small" / "05_exam_benchmarks" / "rows" / "full.jsonl")
+    table = committed_table("05_exam_benchmarks", "several").set_index(["exam", "model"])
+    for exam in table.index.unique("exam"):
+        own = [row for row in rows if row["exam"] == exam]
+        right, chosen = ([row[name].split(",") for row in own] for name in ("answer_idx", "predicted_loglikelihood"))
+        names = MultiLabelBinarizer().fit(right + chosen)
+        line = table.loc[exam].iloc[-1]  # the rows are those of the last model
+        assert len(own) > 20
+        assert any(len(each) > 1 for each in right)
+        assert line["exact set"] == pytest.approx(accuracy_score(names.transform(right), names.transform(chosen)), abs=1e-4)
+        assert line["option F1"] == pytest.approx(f1_score(names.transform(right), names.transform(chosen), average="samples"), abs=1e-4)
