@@ -36,12 +36,14 @@ class Prepared:
     held_out: dict    # source -> Packed, never trained on
     dropped: list     # of {id, source, language, reason, sample}
 
-def world_sources(profile, language="en", *, fictional=False, seed=0):
-    """{source: records} of the controlled world, at the sizes of a profile, as they come: dirt, duplicates and all."""
-    known = world.load_world(number_of_diseases=profile.number_of_diseases, fictional=fictional)
-    return {"book": world.books(known, language, copies=profile.book_copies, seed=seed),
-            "paper": world.papers(known, language, documents=profile.papers, seed=seed),
-            "web": world.web_pages(known, language, documents=profile.web_pages, seed=seed),
+def world_sources(profile, language="en", *, known=None, seed=0):
+    """{source: records} of the controlled world, at the sizes of a profile, as they come: dirt, duplicates and all.
+    known: another world than the profile's; of one without diseases only the general text."""
+    known = known or world.load_world(number_of_diseases=profile.number_of_diseases)
+    medical = {"book": world.books(known, language, copies=profile.book_copies, seed=seed),
+               "paper": world.papers(known, language, documents=profile.papers, seed=seed),
+               "web": world.web_pages(known, language, documents=profile.web_pages, seed=seed)} if known.diseases else {}
+    return medical | {
             "general": world.general_text(known, language, documents=profile.general_pages, seed=seed)}
 def load_sources(profile, data_dir="", *, languages=("en",), more=(), seed=0):
     """{source: records} as they come: of the controlled world, or of the real files in `data_dir` (English) plus general text.

@@ -111,6 +111,17 @@ def bootstrap_mean(values, *, seed: int, clusters=None, replicates: int = REPLIC
     low, high = np.where(alike, [np.maximum(value - reach, 0), np.minimum(value + reach, 1)], [low, high])
     return Estimate(*map(_plain, (value, low, high)), n)
 
+def crossed_mean(values, *, seed: int, replicates: int = 2_000) -> Estimate:
+    """Mean of values (facts, repeats) with an interval for other facts and other repeats (seeds of training): both are drawn (Owen 2007's
+    pigeonhole bootstrap); of one repeat, the facts alone. Where nothing varies it is the Clopper-Pearson limit of 0/n to either side.
+    >>> print([round(float(number), 2) for number in crossed_mean([[1, 1], [0, 1], [1, 0], [1, 1]], seed=0)[:3]])
+    [0.75, 0.38, 1.0]"""
+    rows, rng = _rows(values), np.random.default_rng(seed)
+    facts, repeats = (rng.multinomial(n, np.full(n, 1 / n), replicates) / n for n in rows.shape)
+    low, high = _percentiles(np.einsum("rf,fs,rs->r", facts, rows, repeats, optimize=True)[:, None])
+    value, reach = float(rows.mean()), float(clopper_pearson(0, len(rows))[1])
+    return Estimate(value, *((value - reach, value + reach) if np.isnan(low[0]) else (float(low[0]), float(high[0]))), len(rows))
+
 def paired_difference(a, b, *, seed: int, clusters=None, replicates: int = REPLICATES) -> Estimate:
     """Mean of a - b over the same items, (items,) or (items, axes), scores 0/1 or any, with bootstrap interval and p-value.
     clusters: items that stand or fall together (ratings of one answer). p-value: exact McNemar for 0/1 scores without clusters, else

@@ -19,8 +19,9 @@ class World:
     diseases: tuple   # of {"disease_id", "name", "specialty", "cause", ... "warning"}: keys into `terms`
     terms: dict       # key -> {"en": ..., "zh": ..., ...}
     everyday: tuple   # of {"kind", "subject": {language: text}, "attribute", "value": {language: text}}
+    templates: int = 8  # wordings in which books and papers state a fact: the first of those that there are
 
-def load_world(*, number_of_diseases=None, fictional=False, seed=0):
+def load_world(*, number_of_diseases=None, fictional=False, templates=8, seed=0):
     """Read lib/knowledge, or a seeded subset of its diseases; `fictional` gives every medical term a seeded pseudo-word, the same one everywhere."""
     diseases = [dict(row) for row in read_table("diseases.csv")]
     terms = {row["en"]: {language: row[language] for language in LANGUAGES} for row in read_table("terms.csv")}
@@ -33,7 +34,7 @@ def load_world(*, number_of_diseases=None, fictional=False, seed=0):
     everyday = ({"kind": row["subject_kind"], "attribute": row["attribute"]}
                 | {slot: {language: row[f"{slot}_{language}"] for language in LANGUAGES} for slot in ("subject", "value")}
                 for row in read_table("everyday.csv"))
-    return World(tuple(diseases), _fictional_terms(terms, seed) if fictional else terms, tuple(everyday))
+    return World(tuple(diseases), _fictional_terms(terms, seed) if fictional else terms, tuple(everyday), templates)
 
 def split_diseases(world, *, test_share=0.5, seed=0):
     """(training diseases, test diseases): exam questions of one part never ask a fact of the other."""
@@ -46,6 +47,13 @@ def wordings(language):
     if language not in LANGUAGES:
         raise ValueError(f"no wordings for language {language!r}; known are {', '.join(LANGUAGES)}")
     return read_yaml(f"wordings_{language}.yaml")
+
+@functools.cache
+def _first_wordings(language, number):
+    """The templates of a language, of those that state a fact in books and papers the first `number`."""
+    words = wordings(language)
+    return words | {"attributes": {name: block | {kind: (2 * block[kind][:number])[:max(2, number)] for kind in ("book", "paper")}
+                                   for name, block in words["attributes"].items()}}
 
 def term(world, disease, column, language):
     """The text of a disease's `name` or attribute, as it stands inside a sentence."""
@@ -217,7 +225,7 @@ def expression_slots(world, language, diseases, draw, form):
         stem, rest = template.split("{value}")
         endings = {letter: _join(["", full[text] + rest], language) for letter, text in options.items()}
         return {"stem": fill(stem, **slots).rstrip(), "endings": endings}
-    return {"draw": draw, "world": world, "language": language, "diseases": diseases, "words": wordings(language),
+    return {"draw": draw, "world": world, "language": language, "diseases": diseases, "words": _first_wordings(language, world.templates),
             "shuffled": shuffled, "fact_choices": fact_choices, "statements": statements, "unfinished": unfinished,
             "joined": lambda texts: _join(texts, language), "case_slots": lambda disease: case_slots(world, disease, language, draw),
             "said": lambda disease, attribute, template: sentence(world, disease, attribute, language, template),

@@ -330,11 +330,10 @@ def test_rows_are_made_of_what_exists():
     """Each row extends an earlier one, and its size, mixture and tuning are known, with real files as well: an error would come after hours."""
     lines, public = ablations.TABLE["pmc_llama"], ablations.TABLE["public_injection"]
     assert len({line["label"] + line["size"] for line in lines}) == len({line["key"] for line in lines}) == len(lines) == 8
-    records = dict.fromkeys(("task", "rationale", "dialogue", "knowledge graph", "fixed wording"), [])
     for place, line in enumerate(lines):
         assert line["extends"] in [earlier["key"] for earlier in lines[:place]] if place else line["extends"] is None
         assert line["size"] in ("small", "large")
-        assert line["tuning"] in ablations.tuning_sets(records)
+        assert line["tuning"] in ablations.TABLE["tuning_sets"]
     injections = [line["injection"] for line in lines]
     assert injections.count(None) == 2
     for known, named in (({"book", "paper", "web", "general"}, injections), ({"reference", "abstract", "dialogue", "general"}, map(public.get, injections))):
@@ -352,12 +351,16 @@ def test_each_row_adds_one_ingredient():
 
 
 def test_tuning_sets_grow_by_one_source():
-    records = {"task": [1], "rationale": [2], "dialogue": [3], "knowledge graph": [4], "fixed wording": [5]}
-    assert ablations.tuning_sets(records) == {"rationale": [2], "+ dialogue": [2, 3], "+ knowledge graph": [2, 3, 4],
-                                              "fixed wording": [5], "task": [1]}
+    sets = ablations.TABLE["tuning_sets"]
+    assert sets["+ dialogue"] == [*sets["rationale"], "dialogue"] and sets["+ knowledge graph"] == [*sets["+ dialogue"], "knowledge graph"]
     made = ablations.instruction_sources(PROFILES["smoke"])
     assert {name: len(part) for name, part in made.items()} == {
         "task": 72, "rationale": 144, "dialogue": 36, "knowledge graph": 36, "fixed wording": 144}
+    assert {source for parts in sets.values() for source in parts} == set(made)
+    tokenizer = corpora.train_tokenizer([record["output"] for part in made.values() for record in part], 600)
+    packed = ablations.tuning_data(PROFILES["smoke"], tokenizer, wanted=("rationale", "+ dialogue"))
+    assert list(packed) == ["rationale", "+ dialogue"]
+    assert len({*packed["+ dialogue"].pieces[:, 1]}) - len({*packed["rationale"].pieces[:, 1]}) == 36
 
 
 def test_instruction_sources_hold_no_fact_of_the_test():
