@@ -352,7 +352,8 @@ def test_each_row_adds_one_ingredient():
 
 def test_tuning_sets_grow_by_one_source():
     sets = ablations.TABLE["tuning_sets"]
-    assert sets["+ dialogue"] == [*sets["rationale"], "dialogue"] and sets["+ knowledge graph"] == [*sets["+ dialogue"], "knowledge graph"]
+    assert sets["+ dialogue"] == [*sets["rationale"], "dialogue"]
+    assert sets["+ knowledge graph"] == [*sets["+ dialogue"], "knowledge graph"]
     made = ablations.instruction_sources(PROFILES["smoke"])
     assert {name: len(part) for name, part in made.items()} == {
         "task": 72, "rationale": 144, "dialogue": 36, "knowledge graph": 36, "fixed wording": 144}

@@ -49,8 +49,10 @@ def test_every_row_is_whole_and_named_once():
         assert len({row["row"] for row in rows}) == len(rows) >= 2
         for row in rows:
             assert set(row) == {*ablations.TABLE["defaults"], "row", "family"}
-            assert set(row["exams"]) <= set(ablations.TABLE["exams"]) and row["mixture"] in corpora.MIXTURES
-            assert set(row["stages"]) <= {"inject", "tune"} and set(row["languages"]) <= set(LANGUAGES)
+            assert set(row["exams"]) <= set(ablations.TABLE["exams"])
+            assert row["mixture"] in corpora.MIXTURES
+            assert set(row["stages"]) <= {"inject", "tune"}
+            assert set(row["languages"]) <= set(LANGUAGES)
 
 
 def test_a_row_differs_from_the_first_of_its_family_in_what_it_names():
@@ -132,11 +134,15 @@ def test_training_questions_and_corpora_of_parts_are_disjoint():
     known = world.load_world(number_of_diseases=35)
     parts = {name: {disease["disease_id"] for disease in ablations.part_of(known, name)}
              for name in ("all", "none", "first half", "second half", "test", "leaked", "not leaked")}
-    assert parts["first half"] | parts["second half"] == parts["all"] and not parts["first half"] & parts["second half"]
-    assert parts["leaked"] | parts["not leaked"] == parts["test"] and not parts["leaked"] & parts["not leaked"]
+    assert parts["first half"] | parts["second half"] == parts["all"]
+    assert not parts["first half"] & parts["second half"]
+    assert parts["leaked"] | parts["not leaked"] == parts["test"]
+    assert not parts["leaked"] & parts["not leaked"]
     profile = ablations.row_profile("small", row_of("order", "tuning alone"))
     trained = {item["meta_info"]["disease"] for item in ablations.training_items(profile)}
-    assert trained and not trained & parts["test"] and trained <= parts["all"]
+    assert trained
+    assert not trained & parts["test"]
+    assert trained <= parts["all"]
 
 
 def test_wordings_are_the_first_and_eight_are_all():
@@ -170,7 +176,8 @@ def test_invented_names_leave_no_real_one():
     text = "\n".join(record["text"] for source in ("book", "paper") for record in prepared.documents[source]).casefold()
     real = world.load_world(number_of_diseases=16)
     names = {world.term(real, disease, "name", "en").casefold() for disease in real.diseases}
-    assert len(names) == 16 and not [name for name in names if name in text]
+    assert len(names) == 16
+    assert not [name for name in names if name in text]
     assert sum(world.term(known, disease, "name", "en").casefold() in text for disease in known.diseases) >= 14  # some pages are held out
 
 
@@ -185,7 +192,8 @@ def test_leaked_pages_are_what_is_asked_or_are_not(name, copied):
     pages = [record["text"] for record in prepared.documents["web"]]
     find = filters.overlap_finder([item["question"] for item in exam.items], window=120)
     found = len(set().union(*(find(page) for page in pages)))
-    assert 50 <= len(pages) <= 60 and (found > 0.9 * len(exam.items) if copied else found == 0)  # a few pages are held out
+    assert 50 <= len(pages) <= 60
+    assert (found > 0.9 * len(exam.items) if copied else found == 0)
     said = "\n".join(pages)
     assert sum(item["answer"] in said for item in exam.items) > 0.95 * len(exam.items)  # the facts are told
 
@@ -218,7 +226,9 @@ def test_leaked_questions_are_tuned_on(monkeypatch, stages):
     clean, leaked = seen
     known = world.load_world(number_of_diseases=16)
     asked = ablations.instructions.task_records(ablations.leaked_items(known, PROFILES["smoke"].test_items))
-    assert len(asked) == 12 and leaked == clean + 8 * asked and not [record for record in asked if record in clean]
+    assert len(asked) == 12
+    assert leaked == clean + 8 * asked
+    assert not [record for record in asked if record in clean]
 
 
 def test_answers_of_a_trained_row(places):
@@ -226,14 +236,18 @@ def test_answers_of_a_trained_row(places):
     row, cells = row_of("exposures", "all tokens"), ("corpora", "stages", "exams", "answers")
     line, = run_cells(*cells, rows=[row], seed=1, folder=places)["lines"]
     assert [line] == read_rows(places / "rows" / "grid.jsonl")
-    assert line["key"] == ablations.run_key("smoke", row, 1) and line["items"] == PROFILES["smoke"].test_items
+    assert line["key"] == ablations.run_key("smoke", row, 1)
+    assert line["items"] == PROFILES["smoke"].test_items
     assert len(line["facts"]) == len(set(line["facts"])) == len(line["correct"]) == len(line["exposures"])
-    assert set(line["correct"]) <= {0.0, 1.0} and json.loads(json.dumps(line)) == line
+    assert set(line["correct"]) <= {0.0, 1.0}
+    assert json.loads(json.dumps(line)) == line
     known = world.load_world(number_of_diseases=16)
     asked = {world.fact_id(disease, attribute) for disease in ablations.part_of(known, "test") for attribute in world.ATTRIBUTES}
-    assert set(line["facts"]) <= asked and sum(line["exposures"]) > 0
+    assert set(line["facts"]) <= asked
+    assert sum(line["exposures"]) > 0
     before = {path: path.stat().st_mtime_ns for path in (places / "runs_root").rglob("done.json")}
-    assert before and [line] == run_cells(*cells, rows=[row], seed=1, folder=places)["lines"]
+    assert before
+    assert [line] == run_cells(*cells, rows=[row], seed=1, folder=places)["lines"]
     assert before == {path: path.stat().st_mtime_ns for path in (places / "runs_root").rglob("done.json")}
 
 
@@ -252,7 +266,8 @@ def test_invented_names_on_a_model_from_a_folder(places):
 def test_rationales_are_written_by_models_of_six_languages(places):
     lines = run_cells("corpora", "stages", "exams", "answers", rows=[row_of("MMedLM", "and rationales")], folder=places)["lines"]
     written = {line["exam"]: line for line in lines if "written" in line}
-    assert set(written) == {f"rationales {language}" for language in LANGUAGES} and len(lines) == 18
+    assert set(written) == {f"rationales {language}" for language in LANGUAGES}
+    assert len(lines) == 18
     assert all(len(line["written"]) == len(line["wanted"]) == line["items"] and all(line["wanted"]) for line in written.values())
 
 
@@ -263,7 +278,8 @@ def test_crossed_mean_against_one_draw_after_another():
     estimate = statistics.crossed_mean(values, seed=1, replicates=4000)
     draw = np.random.default_rng(9)
     drawn = [values[draw.integers(0, 40, 40)][:, draw.integers(0, 3, 3)].mean() for _ in range(4000)]
-    assert estimate.value == pytest.approx(values.mean()) and estimate.n == 40
+    assert estimate.value == pytest.approx(values.mean())
+    assert estimate.n == 40
     assert (estimate.low, estimate.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.02)
     over_facts = statistics.bootstrap_mean(values.mean(axis=1), seed=1)
     assert estimate.high - estimate.low > 1.5 * (over_facts.high - over_facts.low)  # seeds that differ make it wider
