@@ -49,6 +49,7 @@ def start_run(notebook, parameters, *, backend="controlled-world"):
     folder = Path(os.environ.get("RESULTS_STAGING") or results_root() / profile_folder(parameters) / notebook)
     for part in ("tables", "figures", "rows"):
         (folder / part).mkdir(parents=True, exist_ok=True)
+    os.chdir(REPOSITORY)  # JupyterLab starts a kernel beside its notebook; a relative DATA_DIR starts here
     return Run(notebook, parameters["PROFILE"], dict(parameters), backend, folder)
 
 def to_json(record, indent=2):
@@ -166,6 +167,7 @@ def fill_answer(markdown, findings):
 def hide_paths(text):
     """Replace this machine's paths (environment, repository, home, staging folder, kernel files) by short names."""
     text = re.sub(re.escape(str(results_root())) + r"/\.staging-[\w-]+", "results/<this run>", text)
+    text = re.sub(r"(<[\w.]+ object|<[\w.]+) at 0x[0-9a-f]+>", r"\1>", text)  # where an object stood in memory is another place in each run
     text = re.sub(r"/[\w./-]*ipykernel_\d+/\d+\.py", "<cell>", text) if "ipykernel_" in text else text  # slow where there are pictures
     start = r"(?:(?<![\w.])|(?<=\\[nt])|(?<=\dm))"  # not inside a word, but behind a JSON \n or a terminal colour
     for path, short in ((sys.prefix, "<environment>"), (REPOSITORY, "."), (Path.home(), "~")):
@@ -234,7 +236,8 @@ def write_index():
     """Write results/README.md and index.html: of each finished notebook the title, answer, main figure and table, and links."""
     from nbconvert.filters import markdown2html
     found = {profile: sorted(results_root().glob(f"{profile}/*/findings.json")) for profile in SHOWN_PROFILES}
-    entries = {profile: [_index_entry(findings.parent) for findings in paths] for profile, paths in found.items()}
+    entries = {profile: [_index_entry(path.parent) for path in paths if path.with_name(f"{path.parent.name}.ipynb").exists()]  # not run by hand only
+               for profile, paths in found.items()}
     text = fill_template("index.md", profiles=entries)
     write_atomically(results_root() / "README.md", text)
     write_atomically(results_root() / "index.html", fill_template("page.html", title="Results", body=markdown2html(text), sortable=True))
