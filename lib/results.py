@@ -22,6 +22,7 @@ PACKAGES = "torch transformers peft datasets tokenizers safetensors numpy pandas
 SHOWN_PROFILES = ("small", "small-public", "full", "full-public")  # the folders that results/README.md shows
 SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}")
 BOLD_FINDING = re.compile(r"\*\*([^*\n]+)\*\*<!--\s*(100\*)?\s*(\w+)\s*-->")
+CSV_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?|inf|")  # or nothing
 NUMBER = re.compile(r"([+\-\u2212]?)(\d[\d,]*)(?:\.(\d+))?")
 KNOWLEDGE = Path(__file__).resolve().with_name("knowledge")  # tables, wordings, templates
 
@@ -107,17 +108,14 @@ def save_findings(run, findings, **provenance):
         name = provenance.get(kind)
         if name and not _path(run, part, f"{name}.{suffix}").exists():
             raise ValueError(f"save_findings: {kind}={name!r}, but {part}/{name}.{suffix} was not saved in this run")
-    write_atomically(run.folder / "provenance.json", hide_paths(to_json(describe_run(run) | provenance)))
+    status = _git("status", "--porcelain", "--", ".", ":(exclude)results")  # its own output does not make it dirty
+    known = {"notebook": run.notebook, "profile": run.profile, "backend": run.backend, "parameters": run.parameters,
+             "commit": _git("rev-parse", "HEAD") or "unknown", "dirty": bool(status) if status is not None else "unknown",
+             "python": platform.python_version(), "device": _device(),
+             "packages": {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}}
+    write_atomically(run.folder / "provenance.json", hide_paths(to_json(known | provenance)))
     write_atomically(run.folder / "findings.json", to_json({name: _finding(name, findings[name]) for name in findings}))
     return findings
-
-def describe_run(run):
-    """What a run depends on, as far as this process knows: code, parameters, packages, device."""
-    status = _git("status", "--porcelain", "--", ".", ":(exclude)results")  # its own output does not make it dirty
-    return {"notebook": run.notebook, "profile": run.profile, "backend": run.backend, "parameters": run.parameters,
-            "commit": _git("rev-parse", "HEAD") or "unknown", "dirty": bool(status) if status is not None else "unknown",
-            "python": platform.python_version(), "device": _device(),
-            "packages": {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}}
 
 def append_row(path, row):
     """Append one JSON row, whoever else is writing; a last line torn by a kill or a full disk is cut off first."""
@@ -248,9 +246,15 @@ def _index_entry(folder):
     answer = re.search(r"\*\*Answer\.?\*\*\s*(.+?)(?=\n\s*\n|\nReads |\Z)", first, flags=re.DOTALL)
     tables = {path.stem: path for path in sorted(folder.glob("tables/*.csv"))}
     main = tables[provenance["main_table"]].read_text(encoding="utf-8") if provenance.get("main_table") else ""
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in csv.reader(io.StringIO(main))]
+    rows = list(csv.reader(io.StringIO(main)))
+    aligned = ["---:" if all(CSV_NUMBER.fullmatch(cell) for cell in column) else "---" for column in zip(*rows[1:])]
     return provenance | {"notebook": folder.name, "title": first.split("\n")[0].lstrip("# "), "answer": answer and answer.group(1),
-                         "tables": tables, "rows": rows}
+                         "tables": tables, "aligned": aligned, "rows": [[_as_shown(cell) for cell in row] for row in rows]}
+def _as_shown(cell):
+    """A cell of a CSV file as a page shows it: thousands parted, three digits of what nobody would count."""
+    if cell and CSV_NUMBER.fullmatch(cell):
+        return f"{float(cell):,.10g}" if abs(float(cell)) < 1e10 else f"{float(cell):.3g}"
+    return cell.replace("|", "\\|").replace("\n", " ")
 def _path(run, part, name):
     if Path(name).name != name:
         raise ValueError(f"{name!r} must be a plain file name, without folders")
