@@ -223,6 +223,9 @@ def finish(job, staging, facts):
     files = sorted(item.relative_to(staging).as_posix() for item in staging.rglob("*") if item.is_file())
     files.remove(".lock")
     provenance = json.loads((staging / "provenance.json").read_text(encoding="utf-8")) | facts | {"files": files}
+    with contextlib.suppress(OSError, ValueError):  # what is made again from the same inputs keeps its commit and time: git sees no change
+        kept, varies = json.loads((job.folder / "provenance.json").read_text(encoding="utf-8")), dict.fromkeys(("commit", "wall_minutes"))
+        provenance = kept if kept | varies == provenance | varies else provenance
     write_atomically(staging / "provenance.json", results.hide_paths(results.to_json(provenance)))
     return files
 def _keep_failed(job, staging):
@@ -252,7 +255,7 @@ def run_jobs(jobs, *, force=False, stop_on_error=False, time_limit=None):
             status, detail = "not run", f"stopped after {broken[0]}"
         elif needed:
             numbers = " ".join(name.split("_")[0] for name in needed)
-            status, detail = "not run", f"needs {numbers}: ./run_all.sh {numbers}"
+            status, detail = "not run", f"needs {numbers}: ./run_all.sh {numbers} --profile {job.parameters['PROFILE']}"
         elif not force and is_current(job):
             status, detail = "unchanged", f"kept {results.hide_paths(str(job.folder))} (--force runs it again)"
         else:
@@ -261,6 +264,7 @@ def run_jobs(jobs, *, force=False, stop_on_error=False, time_limit=None):
             broken.append(job.name)
         yield job, status, (time.monotonic() - started) / 60, detail
 def parse_arguments(arguments):
+    """The command line, as lib/knowledge/arguments.yaml declares it."""
     parser = argparse.ArgumentParser(prog="run_all.sh", description=__doc__, allow_abbrev=False)
     parser.register("type", "float", float)
     for names, told in yaml.safe_load((results.KNOWLEDGE / "arguments.yaml").read_text(encoding="utf-8")):

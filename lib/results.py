@@ -22,7 +22,6 @@ PACKAGES = "torch transformers peft datasets tokenizers safetensors numpy pandas
 SHOWN_PROFILES = ("small", "small-public", "full", "full-public")  # the folders that results/README.md shows
 SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}")
 BOLD_FINDING = re.compile(r"\*\*([^*\n]+)\*\*<!--\s*(100\*)?\s*(\w+)\s*-->")
-CSV_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?|inf|")  # or nothing
 NUMBER = re.compile(r"([+\-\u2212]?)(\d[\d,]*)(?:\.(\d+))?")
 KNOWLEDGE = Path(__file__).resolve().with_name("knowledge")  # tables, wordings, templates
 
@@ -177,8 +176,7 @@ def find_secret(text):
     """What kind of secret a text holds, None where none is seen; the secret itself is never named."""
     if match := SECRETS.search(text):
         return f"what looks like a token ({match.group()[:4]}...)"
-    named = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", flags=re.IGNORECASE)
-    found = (name for name, value in os.environ.items() if len(value) >= 8 and named.search(name) and value in text)
+    found = (name for name, value in os.environ.items() if len(value) >= 8 and re.search("(?i)TOKEN|KEY|SECRET|PASSWORD", name) and value in text)
     return next((f"the value of ${name}" for name in found), None)
 
 def to_html(path, title):
@@ -233,9 +231,8 @@ def fill_template(name, **values):
 def write_index():
     """Write results/README.md and index.html: of each finished notebook the title, answer, main figure and table, and links."""
     from nbconvert.filters import markdown2html
-    found = {profile: sorted(results_root().glob(f"{profile}/*/findings.json")) for profile in SHOWN_PROFILES}
-    entries = {profile: [_index_entry(path.parent) for path in paths if path.with_name(f"{path.parent.name}.ipynb").exists()]  # not run by hand only
-               for profile, paths in found.items()}
+    found = {profile: sorted(results_root().glob(f"{profile}/*/*.ipynb")) for profile in SHOWN_PROFILES}  # none where it was run by hand only
+    entries = {profile: [_index_entry(notebook.parent) for notebook in paths] for profile, paths in found.items()}
     text = fill_template("index.md", profiles=entries)
     write_atomically(results_root() / "README.md", text)
     write_atomically(results_root() / "index.html", fill_template("page.html", title="Results", body=markdown2html(text), sortable=True))
@@ -246,15 +243,8 @@ def _index_entry(folder):
     answer = re.search(r"\*\*Answer\.?\*\*\s*(.+?)(?=\n\s*\n|\nReads |\Z)", first, flags=re.DOTALL)
     tables = {path.stem: path for path in sorted(folder.glob("tables/*.csv"))}
     main = tables[provenance["main_table"]].read_text(encoding="utf-8") if provenance.get("main_table") else ""
-    rows = list(csv.reader(io.StringIO(main)))
-    aligned = ["---:" if all(CSV_NUMBER.fullmatch(cell) for cell in column) else "---" for column in zip(*rows[1:])]
     return provenance | {"notebook": folder.name, "title": first.split("\n")[0].lstrip("# "), "answer": answer and answer.group(1),
-                         "tables": tables, "aligned": aligned, "rows": [[_as_shown(cell) for cell in row] for row in rows]}
-def _as_shown(cell):
-    """A cell of a CSV file as a page shows it: thousands parted, three digits of what nobody would count."""
-    if cell and CSV_NUMBER.fullmatch(cell):
-        return f"{float(cell):,.10g}" if abs(float(cell)) < 1e10 else f"{float(cell):.3g}"
-    return cell.replace("|", "\\|").replace("\n", " ")
+                         "tables": tables, "rows": list(csv.reader(io.StringIO(main)))}
 def _path(run, part, name):
     if Path(name).name != name:
         raise ValueError(f"{name!r} must be a plain file name, without folders")
