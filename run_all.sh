@@ -68,6 +68,6 @@ slurm)
     exec sbatch lib/knowledge/slurm.sh "${@:2}"
     ;;
 --fill) PYTHONPATH=$PWD exec "$python" -m tests.fill "${@:2}" ;;
-lab) PYTHONPATH=$PWD exec "$python" -m jupyterlab "${@:2}" ;;
+lab) JUPYTER_PREFER_ENV_PATH=1 PYTHONPATH=$PWD exec "$python" -m jupyterlab "${@:2}" ;;
 *) exec "$python" -m lib.batch "$@" ;;
 esac

@@ -7,7 +7,6 @@ import difflib
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -68,14 +67,12 @@ def parse_value(name, text, default):
     >>> parse_value("SEEDS", "3", 1), parse_value("RATE", "1", 0.5), parse_value("LANGUAGES", '["en"]', ["en", "zh"])
     (3, 1.0, ['en'])"""
     kind = type(default)
-    pattern = {bool: "true|false|True|False", int: r"-?(0|[1-9]\d*(_\d+)*)",  # not 010: is it 8 or 10?
-               float: r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"}.get(kind, ".*")
-    reader = {bool: lambda value: value.lower() == "true", int: int, float: float, list: json.loads, dict: json.loads}
     try:
-        value = reader.get(kind, str)(re.fullmatch(pattern, text, flags=re.DOTALL | re.ASCII).group())
-    except (AttributeError, ValueError):
+        value = text if kind is str else json.loads(text) if kind in (list, dict) else ast.literal_eval(text.title())  # true, or True
+    except (ValueError, SyntaxError):
         value = None
-    if default is not None and (type(value) is not kind or kind is list and default and {type(item) for item in value} - {type(default[0])}):
+    value = float(value) if kind is float and type(value) is int else value
+    if type(value) is not kind or kind is list and default and {type(item) for item in value} - {type(default[0])}:
         wanted = {list: "a JSON list", dict: "a JSON object"}.get(kind, kind.__name__)
         raise ValueError(f"{name} must be {wanted} like its default {json.dumps(default)}, not {text!r}")
     return value
@@ -226,6 +223,9 @@ def finish(job, staging, facts):
     files = sorted(item.relative_to(staging).as_posix() for item in staging.rglob("*") if item.is_file())
     files.remove(".lock")
     provenance = json.loads((staging / "provenance.json").read_text(encoding="utf-8")) | facts | {"files": files}
+    with contextlib.suppress(OSError, ValueError):  # what is made again from the same inputs keeps its commit and time: git sees no change
+        kept, varies = json.loads((job.folder / "provenance.json").read_text(encoding="utf-8")), dict.fromkeys(("commit", "wall_minutes"))
+        provenance = kept if kept | varies == provenance | varies else provenance
     write_atomically(staging / "provenance.json", results.hide_paths(results.to_json(provenance)))
     return files
 def _keep_failed(job, staging):
@@ -255,7 +255,7 @@ def run_jobs(jobs, *, force=False, stop_on_error=False, time_limit=None):
             status, detail = "not run", f"stopped after {broken[0]}"
         elif needed:
             numbers = " ".join(name.split("_")[0] for name in needed)
-            status, detail = "not run", f"needs {numbers}: ./run_all.sh {numbers}"
+            status, detail = "not run", f"needs {numbers}: ./run_all.sh {numbers} --profile {job.parameters['PROFILE']}"
         elif not force and is_current(job):
             status, detail = "unchanged", f"kept {results.hide_paths(str(job.folder))} (--force runs it again)"
         else:
@@ -263,11 +263,8 @@ def run_jobs(jobs, *, force=False, stop_on_error=False, time_limit=None):
         if status in ("failed", "not run"):
             broken.append(job.name)
         yield job, status, (time.monotonic() - started) / 60, detail
-def describe(job):
-    """What --list shows of a notebook: name, title, parameters with their defaults and comments."""
-    lines = [f"    {f'{name} = {default!r}':30}  {text}" for name, (default, text) in job.declared.items()]
-    return "\n".join([f"{job.name}    {job.title}", *lines])
 def parse_arguments(arguments):
+    """The command line, as lib/knowledge/arguments.yaml declares it."""
     parser = argparse.ArgumentParser(prog="run_all.sh", description=__doc__, allow_abbrev=False)
     parser.register("type", "float", float)
     for names, told in yaml.safe_load((results.KNOWLEDGE / "arguments.yaml").read_text(encoding="utf-8")):
@@ -282,7 +279,7 @@ def main(arguments=None):
             options.given.append(["NOTEBOOKS", " ".join(job.name[:2] for job in plan(options.notebooks, options.profile, []))])
         jobs = plan(["15"] if options.dry_run else options.notebooks, options.profile, options.given)
         if options.list:
-            print(*map(describe, jobs), sep="\n")
+            print(results.fill_template("list.txt", jobs=jobs), end="")
             return 0
     except ValueError as error:
         print(f"refused: {error}", file=sys.stderr)

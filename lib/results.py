@@ -49,6 +49,7 @@ def start_run(notebook, parameters, *, backend="controlled-world"):
     folder = Path(os.environ.get("RESULTS_STAGING") or results_root() / profile_folder(parameters) / notebook)
     for part in ("tables", "figures", "rows"):
         (folder / part).mkdir(parents=True, exist_ok=True)
+    os.chdir(REPOSITORY)  # JupyterLab starts a kernel beside its notebook; a relative DATA_DIR starts here
     return Run(notebook, parameters["PROFILE"], dict(parameters), backend, folder)
 
 def to_json(record, indent=2):
@@ -106,17 +107,14 @@ def save_findings(run, findings, **provenance):
         name = provenance.get(kind)
         if name and not _path(run, part, f"{name}.{suffix}").exists():
             raise ValueError(f"save_findings: {kind}={name!r}, but {part}/{name}.{suffix} was not saved in this run")
-    write_atomically(run.folder / "provenance.json", hide_paths(to_json(describe_run(run) | provenance)))
+    status = _git("status", "--porcelain", "--", ".", ":(exclude)results")  # its own output does not make it dirty
+    known = {"notebook": run.notebook, "profile": run.profile, "backend": run.backend, "parameters": run.parameters,
+             "commit": _git("rev-parse", "HEAD") or "unknown", "dirty": bool(status) if status is not None else "unknown",
+             "python": platform.python_version(), "device": _device(),
+             "packages": {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}}
+    write_atomically(run.folder / "provenance.json", hide_paths(to_json(known | provenance)))
     write_atomically(run.folder / "findings.json", to_json({name: _finding(name, findings[name]) for name in findings}))
     return findings
-
-def describe_run(run):
-    """What a run depends on, as far as this process knows: code, parameters, packages, device."""
-    status = _git("status", "--porcelain", "--", ".", ":(exclude)results")  # its own output does not make it dirty
-    return {"notebook": run.notebook, "profile": run.profile, "backend": run.backend, "parameters": run.parameters,
-            "commit": _git("rev-parse", "HEAD") or "unknown", "dirty": bool(status) if status is not None else "unknown",
-            "python": platform.python_version(), "device": _device(),
-            "packages": {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}}
 
 def append_row(path, row):
     """Append one JSON row, whoever else is writing; a last line torn by a kill or a full disk is cut off first."""
@@ -166,6 +164,7 @@ def fill_answer(markdown, findings):
 def hide_paths(text):
     """Replace this machine's paths (environment, repository, home, staging folder, kernel files) by short names."""
     text = re.sub(re.escape(str(results_root())) + r"/\.staging-[\w-]+", "results/<this run>", text)
+    text = re.sub(r"(<[\w.]+ object|<[\w.]+) at 0x[0-9a-f]+>", r"\1>", text)  # where an object stood in memory is another place in each run
     text = re.sub(r"/[\w./-]*ipykernel_\d+/\d+\.py", "<cell>", text) if "ipykernel_" in text else text  # slow where there are pictures
     start = r"(?:(?<![\w.])|(?<=\\[nt])|(?<=\dm))"  # not inside a word, but behind a JSON \n or a terminal colour
     for path, short in ((sys.prefix, "<environment>"), (REPOSITORY, "."), (Path.home(), "~")):
@@ -177,8 +176,7 @@ def find_secret(text):
     """What kind of secret a text holds, None where none is seen; the secret itself is never named."""
     if match := SECRETS.search(text):
         return f"what looks like a token ({match.group()[:4]}...)"
-    named = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", flags=re.IGNORECASE)
-    found = (name for name, value in os.environ.items() if len(value) >= 8 and named.search(name) and value in text)
+    found = (name for name, value in os.environ.items() if len(value) >= 8 and re.search("(?i)TOKEN|KEY|SECRET|PASSWORD", name) and value in text)
     return next((f"the value of ${name}" for name in found), None)
 
 def to_html(path, title):
@@ -233,8 +231,8 @@ def fill_template(name, **values):
 def write_index():
     """Write results/README.md and index.html: of each finished notebook the title, answer, main figure and table, and links."""
     from nbconvert.filters import markdown2html
-    found = {profile: sorted(results_root().glob(f"{profile}/*/findings.json")) for profile in SHOWN_PROFILES}
-    entries = {profile: [_index_entry(findings.parent) for findings in paths] for profile, paths in found.items()}
+    found = {profile: sorted(results_root().glob(f"{profile}/*/*.ipynb")) for profile in SHOWN_PROFILES}  # none where it was run by hand only
+    entries = {profile: [_index_entry(notebook.parent) for notebook in paths] for profile, paths in found.items()}
     text = fill_template("index.md", profiles=entries)
     write_atomically(results_root() / "README.md", text)
     write_atomically(results_root() / "index.html", fill_template("page.html", title="Results", body=markdown2html(text), sortable=True))
@@ -245,9 +243,8 @@ def _index_entry(folder):
     answer = re.search(r"\*\*Answer\.?\*\*\s*(.+?)(?=\n\s*\n|\nReads |\Z)", first, flags=re.DOTALL)
     tables = {path.stem: path for path in sorted(folder.glob("tables/*.csv"))}
     main = tables[provenance["main_table"]].read_text(encoding="utf-8") if provenance.get("main_table") else ""
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in csv.reader(io.StringIO(main))]
     return provenance | {"notebook": folder.name, "title": first.split("\n")[0].lstrip("# "), "answer": answer and answer.group(1),
-                         "tables": tables, "rows": rows}
+                         "tables": tables, "rows": list(csv.reader(io.StringIO(main)))}
 def _path(run, part, name):
     if Path(name).name != name:
         raise ValueError(f"{name!r} must be a plain file name, without folders")

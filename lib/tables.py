@@ -22,6 +22,7 @@ def show(frame, *, percent=(), best=(), lowest=(), decimals=1, caption=None):
     style = frame.style.hide(axis="index").format(formats, na_rep="-", escape="html")
     texts = [name for name in frame if name not in numbers]
     style = style.format(escape="html", na_rep="-", subset=texts).set_properties(texts, **{"text-align": "left"})
+    style = style.set_td_classes(frame.map(lambda cell: "long" if isinstance(cell, str) and len(cell) > 24 else ""))
     highest, least = ([name for name in names if frame[name].notna().any()] for names in (best, lowest))
     style = style.highlight_max(highest, props="font-weight: bold").highlight_min(least, props="font-weight: bold")
     style = style.format_index(lambda name: f"{name} (%)" if name in percent else name, axis=1, escape="html")

@@ -176,10 +176,11 @@ def test_unchanged_is_skipped_and_force_gives_the_same_bytes(good, capsys, monke
         patch.setattr(papermill, "execute_notebook", lambda *_, **__: pytest.fail("a kernel was started"))
         assert batch.main([]) == 0
         assert summary(capsys)["01_trial"][0] == "unchanged"
-    inode = folder.stat().st_ino
+    inode, provenance = folder.stat().st_ino, (folder / "provenance.json").read_bytes()
     assert batch.main(["--force"]) == 0
     assert summary(capsys)["01_trial"][0] == "done"
     assert contents(folder) == files
+    assert (folder / "provenance.json").read_bytes() == provenance, "made again from the same inputs: the commit and time stay"
     assert folder.stat().st_ino != inode
 
 

@@ -1,10 +1,11 @@
 """The shape of the code: import order, line limits, one sentence on top of each module, no passing on of **kwargs."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 
 import pytest
 
@@ -102,6 +103,38 @@ def test_the_pins_are_what_is_installed_and_locked():
     assert pins["torch"] == "2.13.0"
     assert {name: names[name.lower()] for name in pins} == pins
     assert {name: version(name).split("+")[0] for name in pins} == pins
+
+
+def imported():
+    """The packages that lib, the notebooks and the tests import."""
+    sources = [path.read_text() for folder in ("lib", "tests") for path in (REPOSITORY / folder).glob("*.py")]
+    for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
+        sources += ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.args[0].value for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "importorskip"}
+    return {name.split(".")[0] for name in names}
+
+
+def test_every_pinned_package_is_used_and_says_why():
+    """One line and one reason a package; what is not imported here is used by another program, named here."""
+    not_imported = {"accelerate": "peft", "openpyxl": "pandas", "jupyterlab": "run_all.sh", "ipykernel": "papermill", "pytest-xdist": "pytest",
+                    "ruff": "a command", "nbstripout": "a command"}
+    reasons = dict(re.findall(r"\n +- ([\w.-]+)==\S+ *(.*)", (REPOSITORY / "environment.yml").read_text()))
+    assert len(reasons) > 40
+    assert not [name for name, reason in reasons.items() if not re.fullmatch(r"# \S.{3,}", reason)], "without a reason"
+    modules, used = packages_distributions(), imported()
+    named = {re.sub(r"[-_.]+", "-", name).lower() for module in used for name in modules.get(module, ())}
+    assert set(reasons) - named == set(not_imported)
+
+
+def test_every_public_function_says_what_it_does():
+    nodes = {f"{name}.{node.name}": node for name, path in MODULES.items() for node in ast.parse(path.read_text()).body
+             if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_")}
+    assert len(nodes) > 150
+    later = {"sources.inventory", "sources.data_cards"}
+    assert not [name for name, node in nodes.items() if not ast.get_docstring(node) and name not in later]
 
 
 def test_shell_scripts_parse_and_nothing_hides_lib():

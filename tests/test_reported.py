@@ -25,27 +25,27 @@ def grim_sizes(values, *, decimals, scale=100):
 
 
 def notebook_cells(tag):
-    """The code cells of notebook 00 that carry a tag, as {their last tag: source}; "imports" is the cell behind the parameters."""
+    """The code cells of notebook 00 that carry a tag, as {name: source}: a cell of rules once under the name of each, which are its further tags."""
     document = json.loads((results.REPOSITORY / "notebooks" / "00_published_values.ipynb").read_text(encoding="utf-8"))
     code = [("".join(cell["source"]), cell["metadata"].get("tags", [])) for cell in document["cells"] if cell["cell_type"] == "code"]
-    if tag == "imports":
-        return {tag: code[1][0]}
-    return {f"{tags[-1]} {number}" if tag == "gains" else tags[-1]: source for number, (source, tags) in enumerate(code) if tag in tags}
+    tagged = [(number, source, tags) for number, (source, tags) in enumerate(code) if tag in tags]
+    return {name: source for number, source, tags in tagged for name in tags[1:] or [f"{tag} {number}"]}
 
 
 def run_cells(frame, sources):
     """Execute cells of notebook 00 one after the other on these values; return all that they define."""
-    names = {"values": frame}
-    for source in (*notebook_cells("imports").values(), *notebook_cells("found").values(), *sources):
+    names = {"values": frame, "display": lambda table: None}
+    for source in (*notebook_cells("found").values(), *dict.fromkeys(sources)):  # a cell that holds two rules runs once
         exec(compile(source, "notebook 00", "exec"), names)
     return names
 
 
 def run_rule(rule, frame):
     """What one rule finds in these values: [(rule, accused cells, expected value, finding), ...]."""
+    names = [name for name, source in notebook_cells("rule").items() if source == notebook_cells("rule")[rule]]  # of the rules in its cell
     found = run_cells(frame, [notebook_cells("rule")[rule]])["found"]
-    assert {line[0] for line in found} <= {rule}
-    return found
+    assert {line[0] for line in found} <= set(names)
+    return [line for line in found if line[0] == rule]
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,8 @@ def test_the_cells_of_the_notebook_are_all_found():
     """A guard: a rule without its tags would be tested by nothing."""
     assert list(notebook_cells("rule")) == RULES
     assert all(f'found.append(("{rule}"' in source or f'found += [("{rule}"' in source for rule, source in notebook_cells("rule").items())
-    assert len(notebook_cells("gains")) == 6
-    assert (len(notebook_cells("found")), len(notebook_cells("imports"))) == (1, 1)
+    assert len(notebook_cells("gains")) == 2
+    assert len(notebook_cells("found")) == 1
 
 
 def test_every_rule_has_looked_at_something(executed):

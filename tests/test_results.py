@@ -178,6 +178,27 @@ def test_secrets_are_found_and_never_named(monkeypatch):
         assert results.find_secret(text) is None
 
 
+def test_numbers_of_the_index_are_parted_and_to_the_right(places):
+    """A column is of numbers if all its cells are, or nothing; a notebook that was run by hand only has no executed copy to link to."""
+    run = results.start_run("01_trial", {"PROFILE": "small"})
+    cells = {"a\nb": ["x", "2|3", "4"], "n": ["1234567", "", "12"], "flops": ["2.2167560192277094e+21", "-1466.5", "0.0001"], "2024": ["x", "n", "inf"]}
+    results.save_table(run, "scores", pd.DataFrame(cells))
+    results.save_findings(run, {"value": 1}, main_table="scores")
+    (run.folder / "01_trial.ipynb").write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": ["# 01 · Why?"]}]}))
+    results.save_findings(results.start_run("02_by_hand", {"PROFILE": "small"}), {"value": 1})
+    results.write_index()
+    index = (results.results_root() / "README.md").read_text()
+    assert ("\n| a b | n | flops | 2024 |\n| --- | ---: | ---: | --- |\n| x | 1,234,567 | 2.22e+21 | x |\n" in index)
+    assert "\n| 2\\|3 |  | -1,466.5 | n |\n| 4 | 12 | 0.0001 | inf |\n" in index
+    assert "02_by_hand" not in index
+    assert '<td style="text-align:right">1,234,567</td>' in (results.results_root() / "index.html").read_text()
+
+
+def test_places_in_memory_are_hidden():
+    text = "<pandas.io.formats.style.Styler at 0x7f6281e578d0> and <object object at 0x1>, 0x12, a <b> at 0x12"
+    assert results.hide_paths(text) == "<pandas.io.formats.style.Styler> and <object object>, 0x12, a <b> at 0x12"
+
+
 def test_index_shows_answer_figure_and_table(places):
     run = results.start_run("01_trial", {"PROFILE": "small"})
     results.save_table(run, "scores", pd.DataFrame({"a|b": ["x|y"] * 40}))
