@@ -98,7 +98,8 @@ def mixed(prepared, name):
     """{source: (Packed, weight)} of one of MIXTURES, as lib.training.train takes it."""
     missing = set(MIXTURES[name]) - set(prepared.packed)
     if missing:
-        raise ValueError(f"mixture {name!r} needs the source {', '.join(sorted(missing))}; there are {', '.join(prepared.packed)}")
+        raise ValueError(f"mixture {name!r} needs the source {', '.join(sorted(missing))}, there are {', '.join(prepared.packed)}; "
+                         "results/data_cards.md says which sets hold them")
     return {source: (prepared.packed[source], weight) for source, weight in MIXTURES[name].items()}
 def count_exposures(prepared, mixture, *, steps, rows_per_step, seed):
     """{fact: times it was stated} in the rows of the first `steps` steps; a cut document counts by its share of tokens."""

@@ -18,7 +18,7 @@ def exam_input(item):
     """Question, context if there is one, and lettered options as PMC-LLaMA printed them.
     >>> exam_input({"question": "Best drug?", "context": "", "options": {"A": "x", "B": "y"}})
     '###Question: Best drug?\\n###Options: A. x B. y'"""
-    context = f"###Context: {item["context"]}\n" if item.get("context") else ""
+    context = f"###Context: {item['context']}\n" if item.get("context") else ""
     options = " ".join(f"{letter}. {text}" for letter, text in item["options"].items())
     return f"{context}###Question: {item['question']}\n###Options: {options}"
 
