@@ -4,7 +4,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, make_dataclass
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -13,24 +13,14 @@ from lib.benchmarks import EXTRACTION_RULES, few_shot_cases, make_letter_exam
 from lib.corpora import count_tokens
 from lib.generation import generate
 from lib.models import load_model, model_fingerprint
+from lib.profiles import fields_of
 from lib.results import append_row, read_rows, to_json
 from lib.world import read_yaml
 PROMPTS = read_yaml("prompts.yaml")
 
-@dataclass(frozen=True)
-class Strategy:
+class Strategy(make_dataclass("Settings", fields_of("strategy"), frozen=True)):
     """How one question is answered: `samples` texts and their plurality or, with refinements, the plurality of further texts that follow a prompt
-    which shows the samples (Med-PaLM 2, section 3.2). Temperatures are not printed in the paper: 0.7 is ours. form: of lib/knowledge/prompts.yaml."""
-    name: str
-    form: str = ""
-    samples: int = 1
-    refinements: int = 0
-    temperature: float = 0.7
-    refinement_temperature: float = 0.7
-    num_fewshot: int = 0
-    fresh_cases: bool = False  # drawn anew for every question
-    max_new_tokens: int = 512
-    extraction: str = "any_letter_v1"
+    which shows the samples (Med-PaLM 2, section 3.2). Fields: `strategy` in lib/knowledge/profiles.yaml; form: of lib/knowledge/prompts.yaml."""
 
 STRATEGIES = {name: Strategy(name, **settings) for name, settings in PROMPTS["strategies"].items()}
 
