@@ -251,9 +251,8 @@ def plain(text):
     return " ".join(text.casefold().split())
 
 def overlap_row(right, given_away):
-    """Accuracy on questions without and with overlap, their difference (without minus with) and its Newcombe interval: a line of Med-PaLM 2, Tables 6
-    and A.1. right: 0 or 1 for each question; given_away: the numbers of those that overlap (what `overlap_finder` finds in all texts of a corpus).
-    Where one side is empty the difference is NaN. ValueError for numbers of no question, and for scores that are not 0 or 1.
+    """A line of Med-PaLM 2, Tables 6 and A.1: accuracy on questions without and with overlap, the difference and its Newcombe interval (NaN where a
+    side is empty). right: 0 or 1 for each question; given_away: numbers of those that overlap, as `overlap_finder` finds them in a corpus.
     >>> row = overlap_row([1, 1, 0, 1, 0], {3, 4}); print(row["n_with"], row["accuracy_with"], f"{row['difference']:.3f} {row['low']:.3f}")
     2 0.5 0.167 -0.446"""
     right, given_away = np.asarray(right, float), set(given_away)

@@ -43,17 +43,14 @@ def local_sampler(folder, *, stop=("\nQuestion:", "\n\n"), tokens_per_batch=8192
 
 def endpoint_sampler(url, model, *, cache, stop=("\nQuestion:",)):
     """A model behind an endpoint (lib.teacher); answers are kept in the file `cache`. Its tokens are estimated: a token for four characters.
-    ValueError while samples are missing; a rerun asks for those alone."""
+    ValueError while texts are missing; a rerun asks for those alone."""
     def draw(prompts, *, samples, temperature, max_new_tokens, seed, done=None):
-        drawn = []
-        for number in range(samples):
-            texts, problems = teacher.ask(prompts, url=url, model=model, cache=cache, max_tokens=max_new_tokens, temperature=temperature,
-                                          sample=number + 1000 * seed)
-            if problems:
-                why = next(iter(problems.values()))
-                raise ValueError(f"{len(problems)} of {len(prompts)} prompts have no sample {number} ({why}); the others are kept: run again")
-            drawn.append([functools.reduce(lambda text, end: text.split(end, 1)[0], stop, text) for text in texts])
-        drawn = [list(own) for own in zip(*drawn)]
+        every, numbers = [prompt for prompt in prompts for _ in range(samples)], [1000 * seed + number for _ in prompts for number in range(samples)]
+        texts, problems = teacher.ask(every, url=url, model=model, cache=cache, max_tokens=max_new_tokens, temperature=temperature, sample=numbers)
+        if problems:
+            raise ValueError(f"{len(problems)} of {len(every)} texts are missing ({next(iter(problems.values()))}); the others are kept: run again")
+        texts = [functools.reduce(lambda text, end: text.split(end, 1)[0], stop, text) for text in texts]
+        drawn = [texts[at:at + samples] for at in range(0, len(texts), samples)]
         for number, own in enumerate(drawn if done else ()):
             done(number, own)
         return drawn

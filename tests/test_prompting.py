@@ -267,23 +267,23 @@ def test_an_endpoint_is_asked_for_every_sample_and_errors_name_what_is_missing(t
     calls = []
 
     def ask(prompts, *, url, model, cache, max_tokens, temperature, sample):
-        calls.append((len(prompts), sample, temperature, max_tokens))
-        if model == "bad" and sample == 2:
+        calls.append((len(set(prompts)), sample, temperature, max_tokens))
+        if model == "bad":
             return [None, *["x"] * (len(prompts) - 1)], {0: "HTTP 500, 4 tries"}
-        return [f"Reason.\nAnswer: ({'ABCD'[sample % 4]})\nQuestion: next" for _ in prompts], {}
+        return [f"Reason.\nAnswer: ({'ABCD'[number % 4]})\nQuestion: next" for number in sample], {}
     monkeypatch.setattr(prompting.teacher, "ask", ask)
     strategy = STRATEGIES["self_consistency"]
     exams, _ = prompting.make_exams(strategy, "metals", ITEMS, TRAINING)
     rows = prompting.solve(prompting.endpoint_sampler("http://x/v1", "good", cache=tmp_path / "c"), strategy, exams, tmp_path)
-    assert calls == [(7, sample, 0.7, 512) for sample in range(11)]
+    assert calls == [(7, 7 * list(range(11)), 0.7, 512)]
     assert rows[0]["sample_texts"][:2] == ["Reason.\nAnswer: (A)", "Reason.\nAnswer: (B)"]  # cut where the next question would begin
     assert {row["predicted_generation"] for row in rows} <= {"A", "B", "C"}  # three votes each
-    with pytest.raises(ValueError, match=r"1 of 7 prompts have no sample 2 \(HTTP 500, 4 tries\); the others are kept: run again"):
+    with pytest.raises(ValueError, match=r"1 of 77 texts are missing \(HTTP 500, 4 tries\); the others are kept: run again"):
         prompting.solve(prompting.endpoint_sampler("http://x/v1", "bad", cache=tmp_path / "c"), strategy, exams, tmp_path / "bad")
     seeded = prompting.endpoint_sampler("http://x/v1", "good", cache=tmp_path / "c")
     calls.clear()
     seeded.draw(["a"], samples=2, temperature=0.7, max_new_tokens=9, seed=3)
-    assert [sample for _, sample, *_ in calls] == [3000, 3001]  # another seed is another draw
+    assert [sample for _, sample, *_ in calls] == [[3000, 3001]]  # another seed is another draw
 
 
 # --- data ----------------------------------------------------------------------------------------------------------------------
