@@ -89,7 +89,7 @@ def plan(wanted, profile, given):
     for text, prefix in zip(wanted or ["*"], prefixes or [""], strict=True):
         if not any(name.startswith(prefix) for name in jobs):
             raise ValueError(f"no notebook {text!r}{_nearest(text, jobs)}")
-    chosen = [jobs[name] for name in jobs if name.startswith(tuple(prefixes or [""]))]
+    chosen = sorted((jobs[name] for name in jobs if name.startswith(tuple(prefixes or [""]))), key=lambda job: bool(job.reads))  # readers last
     declared = {name for job in chosen for name in job.declared} - {"PROFILE"}
     for name, *values in given:
         if name not in declared:

@@ -11,15 +11,14 @@ from collections import Counter
 import numpy as np
 import rensa
 from ahocorasick_rs import AhoCorasick, Implementation
+from lib.statistics import newcombe
 from lib.world import bare, read_table, read_yaml
 ABOUT = ("id", "source", "language")  # what is kept of a dropped record, with the reason and a sample
 UNSPACED = ("zh", "ja")  # written without spaces: counted in characters, matched without word splitting
-MINIMUM_CHARACTERS = {"zh": 40, "ja": 40}  # 100 elsewhere: one of these characters says as much as 2.5 letters
-# (different keywords, share of the text's characters in them): MMedLM, data_collection/filtering/filter.py
-KEYWORD_THRESHOLDS = {"en": (5, .04), "zh": (5, .05), "ja": (5, .05), "ru": (4, .02), "es": (4, .04), "fr": (4, .04)}
-# A page of the controlled world has some 300 characters (a real one thousands) and names one disease, at most one drug
-# and one test, so five keywords are out of reach; one keyword at half the published share already separates.
-WORLD_THRESHOLDS = {language: (1, share / 2) for language, (_, share) in KEYWORD_THRESHOLDS.items()}
+PATTERNS = read_yaml("filters.yaml")
+MINIMUM_CHARACTERS = PATTERNS["minimum_characters"]
+KEYWORD_THRESHOLDS = {language: tuple(least) for language, least in PATTERNS["keyword_thresholds"].items()}  # (keywords, share of characters)
+WORLD_THRESHOLDS = {language: (1, share / 2) for language, (_, share) in KEYWORD_THRESHOLDS.items()}  # of the controlled world's short pages
 CHARACTER_WORD = re.compile("[㐀-鿿ぁ-ヿ々]")  # Chinese and Japanese
 MARKS_OF_TEXT = "’‘“”–—…«»„·、。，：；？！「」『』（）【】《》\u00a0\u3000"
 SPACED = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in range(256))  # ASCII marks -> spaces
@@ -27,26 +26,14 @@ FACTORS = np.random.default_rng(0).integers(1, 2**63, 5, np.uint64) | np.uint64(
 BANDS, ROWS = 20, 10
 ANCHOR = 32  # characters of a question that are looked up; longer ones are rarer in texts but cost more memory
 SPACES = re.findall(r"[^\S \n]", "".join(map(chr, range(0x3001))))  # every kind but the blank and the line end
-PATTERNS = read_yaml("filters.yaml")
 FORMS = {kind: f"(?:{'|'.join(forms)})" for kind, forms in PATTERNS["dirt"].items()}
+RULES = {kind: re.compile(re.sub(r"<(\w[\w ]*)>", lambda part: FORMS[part[1]], rule)) for kind, rule in PATTERNS["rules"].items()}
 BOILERPLATE = {kind: re.compile("|".join(forms)) for kind, forms in PATTERNS["boilerplate"].items()}  # of lines in small letters: 3 times as fast
-FIGURE_REFERENCE = re.compile(FORMS["figure"], re.I)
-MARKS = {"URL": re.compile(FORMS["url"], re.I | re.ASCII), "citation mark": re.compile(FORMS["citation"]),
-         "figure reference": re.compile(FORMS["figure reference"].replace("FIGURE", FORMS["figure"]), re.I)}
-SENTENCE_END = re.compile(FORMS["sentence end"], re.I)
-HYPHEN = re.compile(r"(?<=[a-zà-ÿа-яё])[-\u00ad]\n(?=[a-zà-ÿа-яё])")  # capitals and digits keep theirs: IL-\n6
-NAME, NEXT = FORMS["name"], rf"(?:(?:[,;]|,? and|,? &) {FORMS['name']})"
-REFERENCES = re.compile(rf"[\d.\s]*{FORMS['references']}[\s:：.]*", re.I)
-ENTRY = re.compile(rf"\[?\d{{1,3}}[\].)、．]?\s.*(?:(?:19|20)\d\d|doi|et al)|.*doi\.org/|{NAME}.*\b(?:19|20)\d\d\b")
-PAGE_NUMBER = re.compile(FORMS["page number"], re.I)
-WHOLE_LINES = {  # three names or "et al." make a line of authors: "Hepatitis B" alone is a heading
-    "author line": re.compile(rf"{FORMS['authors']}\s*[:：].*|{NAME}{NEXT}*,? et al\.?|{NAME}{NEXT}{{2,}}\.?"),
-    "contents": re.compile(FORMS["contents"], re.I)}
 MAXIMUM_BOILERPLATE = 160  # characters; a longer line that mentions cookies or a login is an article about them
 
 def clean_book(record):
     """Textbook cleaning (PMC-LLaMA, section 3.1): marks, whole lines, reference lists, hyphenation, running heads."""
-    text, hyphens = HYPHEN.subn("", record["text"])
+    text, hyphens = RULES["hyphen"].subn("", record["text"])
     removed = Counter({"hyphenation": hyphens})
     lines = _without_dirt(text, record["language"], removed)
     return _cleaned(record, _without_running_heads(lines, removed), removed)
@@ -76,28 +63,28 @@ def _without_dirt(text, language, removed):
     """The lines of a text but for those that are dirt as a whole; a reference list ends where its entries end."""
     kept, in_references = [], False
     for line in map(str.strip, text.split("\n")):
-        in_references = bool(REFERENCES.fullmatch(line) or in_references and (not line or ENTRY.match(line)))
-        kinds = ["references"] * in_references + [kind for kind, form in WHOLE_LINES.items() if form.fullmatch(line)]
+        in_references = bool(RULES["references"].fullmatch(line) or in_references and (not line or RULES["entry"].match(line)))
+        kinds = ["references"] * in_references + [kind for kind in ("author line", "contents") if RULES[kind].fullmatch(line)]
         removed.update(kinds[:1] if line else [])
         mended = "" if kinds else _mended(line, language, removed).strip()
         kept += [mended] if re.search(r"\w", mended) or not (line or kinds) else []
     return kept
 def _mended(line, language, removed):
     """The line without marks and without short sentences around a figure's number, which say nothing without it."""
-    for kind, mark in MARKS.items():
-        line, number = mark.subn("", line)
+    for kind in ("URL", "citation mark", "figure reference"):
+        line, number = RULES[kind].subn("", line)
         removed[kind] += number
-    if not FIGURE_REFERENCE.search(line):
+    if not RULES["figure"].search(line):
         return line
-    sentences, limit = SENTENCE_END.split(line), 40 if language in UNSPACED else 100  # characters
-    kept = [said for said in sentences if len(said) > limit or not FIGURE_REFERENCE.search(said)]
+    sentences, limit = RULES["sentence end"].split(line), 40 if language in UNSPACED else 100  # characters
+    kept = [said for said in sentences if len(said) > limit or not RULES["figure"].search(said)]
     removed["figure reference"] += len(sentences) - len(kept)
     return ("" if language in UNSPACED else " ").join(kept)
 def _without_running_heads(lines, removed):
     """Drop page numbers, and short lines that come back three times or more but for their digits: heads of pages."""
     forms = [re.sub(r"\d+", "#", line) for line in lines]
     times = Counter(form for form in forms if len(form) <= 60 and not form.endswith(tuple(".!?。！？:：")))
-    kept = [line for line, form in zip(lines, forms, strict=True) if not form or (times[form] < 3 and not PAGE_NUMBER.fullmatch(line))]
+    kept = [line for line, form in zip(lines, forms, strict=True) if not form or (times[form] < 3 and not RULES["page number"].fullmatch(line))]
     removed["running head"] += len(lines) - len(kept)
     return kept
 
@@ -251,8 +238,8 @@ def overlap_finder(questions, *, window=512):
         for anchor, start, _ in automaton.find_matches_as_indexes(text, overlapping=True):
             for number, at in places[anchor]:
                 if number not in found:
-                    before = _agreement(text[max(0, start - window):start][::-1], asked[number][:at][::-1])
-                    if before + _agreement(text[start:start + window], asked[number][at:]) >= min(window, len(asked[number])):
+                    around = ((text[max(0, start - window):start][::-1], asked[number][:at][::-1]), (text[start:start + window], asked[number][at:]))
+                    if sum(len(os.path.commonprefix(pair)) for pair in around) >= min(window, len(asked[number])):
                         found.add(number)
         return found
     return find
@@ -262,8 +249,23 @@ def plain(text):
     >>> plain("What  IS it?")
     'what is it?'"""
     return " ".join(text.casefold().split())
-def _agreement(a, b):
-    return len(os.path.commonprefix((a, b)))
+
+def overlap_row(right, given_away):
+    """A line of Med-PaLM 2, Tables 6 and A.1: accuracy on questions without and with overlap, the difference and its Newcombe interval (NaN where a
+    side is empty). right: 0 or 1 for each question; given_away: numbers of those that overlap, as `overlap_finder` finds them in a corpus.
+    >>> row = overlap_row([1, 1, 0, 1, 0], {3, 4}); print(row["n_with"], row["accuracy_with"], f"{row['difference']:.3f} {row['low']:.3f}")
+    2 0.5 0.167 -0.446"""
+    right, given_away = np.asarray(right, float), set(given_away)
+    overlaps = np.isin(np.arange(len(right)), list(given_away))
+    if overlaps.sum() < len(given_away) or not np.isin(right, (0, 1)).all():
+        raise ValueError(f"need 0 or 1 for each of {len(right)} questions and numbers below that, got {right[:3]}, {sorted(given_away)[-3:]}")
+    sides = {"without": right[~overlaps], "with": right[overlaps]}
+    row = {f"n_{name}": len(side) for name, side in sides.items()} | {f"accuracy_{name}": side.mean() if len(side) else np.nan
+                                                                     for name, side in sides.items()}
+    if 0 in (row["n_without"], row["n_with"]):
+        return row | dict.fromkeys(("difference", "low", "high"), np.nan)
+    low, high = newcombe(*(count for side in sides.values() for count in (side.sum(), len(side))))
+    return row | {"difference": row["accuracy_without"] - row["accuracy_with"], "low": float(low), "high": float(high)}
 
 def decontaminate(questions, *, window=512):
     """A step that drops a document which gives a question away (see overlap_finder)."""

@@ -82,11 +82,12 @@ def _score_rows(model, rows, cache, shared):
     values = iter(torch.cat(parts).tolist())
     return [[sum(next(values) for _ in option) for option in options] for _, options in rows]
 @torch.inference_mode()
-def generate(model, tokenizer, prompts, *, max_new_tokens, tokens_per_batch=8192, temperature=0.0, samples=1, seed=0, stop=()):
+def generate(model, tokenizer, prompts, *, max_new_tokens, tokens_per_batch=8192, temperature=0.0, samples=1, seed=0, stop=(), done=None):
     """The text that follows each prompt: greedy, or sampled at a temperature above 0.
     A text ends at an end-of-sequence token, before the first of the `stop` strings, or after max_new_tokens. With samples > 1 a prompt is read
     once and continued that often. What is drawn depends on seed, prompt and number of the sample alone, not on the batch. Returns a list of texts
-    or, with samples > 1, of lists of texts. Raises ValueError for a prompt that exceeds the model's context together with the new tokens."""
+    or, with samples > 1, of lists of texts; done(number of the prompt, its text or texts) is called as soon as they are there. Raises ValueError
+    for a prompt that exceeds the model's context together with the new tokens."""
     if samples > 1 and temperature <= 0:
         raise ValueError(f"{samples} samples at temperature 0 would all be the same: set a temperature above 0")
     encoded = _with_bos(tokenizer, prompts)
@@ -108,6 +109,8 @@ def generate(model, tokenizer, prompts, *, max_new_tokens, tokens_per_batch=8192
         found = [stops.split(text, 1)[0] if stops else text for text in decoded]
         for place, i in enumerate(batch):
             texts[i] = found[place] if samples == 1 else found[place * samples:(place + 1) * samples]
+            if done:
+                done(i, texts[i])
     return texts
 def _continue(model, prompts, uniform, *, temperature, finished):
     """New token ids of each row (samples of the first prompt, of the second, ...); a finished row leaves the batch."""

@@ -20,10 +20,12 @@ def ask(prompts, *, url, model, cache, max_tokens=512, temperature=0.0, sample=0
     """(texts, problems): the answer to each prompt, None where every try failed, and {prompt number: the last reason}.
     url: the address up to /v1 (vLLM, `transformers serve`, an API). prompts: texts, or lists of {role, content} messages. cache: a JSONL file; an
     answer is appended as soon as it is there, so a rerun asks only for what is missing. sample: the number of a repeated draw at a temperature
-    above 0. timeout: seconds for one try as a whole. Raises Refused when the endpoint rejects the call itself; answers stay in the cache."""
+    above 0, or a list with one for each prompt. timeout: seconds for one try as a whole. Raises Refused when the endpoint rejects the call itself;
+    answers stay in the cache."""
     bodies = [{"model": model, "messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
                "max_tokens": max_tokens, "temperature": temperature} for prompt in prompts]
-    keys = [hashlib.sha256(json.dumps([url, body, sample], sort_keys=True).encode()).hexdigest()[:24] for body in bodies]
+    numbers = sample if isinstance(sample, list) else [sample] * len(bodies)
+    keys = [hashlib.sha256(json.dumps([url, *call], sort_keys=True).encode()).hexdigest()[:24] for call in zip(bodies, numbers, strict=True)]
     known = {row["key"]: row["text"] for row in read_rows(cache)}
     missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in known}  # equal prompts are asked once
     reasons = {}

@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from lib import filters, world
+from lib import filters, reported, world
 from lib.results import REPOSITORY
 
 LONG = "The patient was treated in hospital for three weeks and recovered without any further complication at home. "
@@ -354,6 +356,51 @@ def test_overlap_by_hand():
     with pytest.raises(ValueError, match="question 1 is empty"):
         filters.overlap_finder(["What?", " "])
     assert filters.overlap_finder([])("any text") == set()
+
+
+def test_overlap_row_by_hand():
+    """Questions 0 to 4, of which 1 and 3 stand in a text: 2 of 3 right without, 1 of 2 with overlap; the interval against one computed with scipy."""
+    row = filters.overlap_row([1, 1, 1, 0, 0], {1, 3})
+    assert (row["n_without"], row["n_with"], row["accuracy_with"]) == (3, 2, 0.5)
+    assert row["accuracy_without"] == pytest.approx(2 / 3)
+    assert row["difference"] == pytest.approx(1 / 6)
+    (la, ua), (lb, ub) = (stats.binomtest(k, n).proportion_ci(method="wilson") for k, n in ((2, 3), (1, 2)))
+    assert row["low"] == pytest.approx(1 / 6 - ((2 / 3 - la) ** 2 + (ub - 1 / 2) ** 2) ** 0.5)  # Newcombe 1998, method 10
+    assert row["high"] == pytest.approx(1 / 6 + ((ua - 2 / 3) ** 2 + (1 / 2 - lb) ** 2) ** 0.5)
+
+
+@pytest.mark.parametrize(("given_away", "sides"), [(set(), (3, 0)), ({0, 1, 2}, (0, 3))])
+def test_overlap_row_with_an_empty_side_has_no_difference(given_away, sides):
+    row = filters.overlap_row([1, 0, 1], given_away)
+    assert (row["n_without"], row["n_with"]) == sides
+    assert all(np.isnan(row[name]) for name in ("difference", "low", "high"))
+    assert sum(np.isnan(row[f"accuracy_{side}"]) for side in ("without", "with")) == 1
+
+
+@pytest.mark.parametrize(("right", "given_away"), [([1, 0], {2}), ([1, 0], {-1}), ([1, 0.5], {0}), ([1, float("nan")], {0})])
+def test_overlap_row_names_bad_input(right, given_away):
+    with pytest.raises(ValueError, match="need 0 or 1 for each of 2 questions and numbers below that"):
+        filters.overlap_row(right, given_away)
+
+
+@pytest.mark.parametrize("table", ["6", "A.1"])
+def test_overlap_analysis_gives_the_published_tables(table):
+    """From texts and answers with the published counts: numbers, accuracies, differences and all intervals of a difference, as printed."""
+    values, seen = reported.query("Med-PaLM 2", table=table), 0
+    for exam, part in values.groupby("column"):
+        cells = part.set_index("row")
+        counts = {side: (int(cells.loc[f"{side} overlap", "n"]), cells.loc[f"{side} overlap", "value"] / 100) for side in ("without", "with")}
+        questions = [f"Question {number} of {exam}, as nobody else would word it?" for number in range(sum(n for n, _ in counts.values()))]
+        right = [float(number < round(n * share)) for n, share in counts.values() for number in range(n)]
+        find = filters.overlap_finder(questions)
+        row = filters.overlap_row(right, set().union(*(find(f"A page. {text} And so on.") for text in questions[counts["without"][0]:])))
+        assert (row["n_without"], row["n_with"]) == tuple(n for n, _ in counts.values())
+        for side, (_, share) in counts.items():
+            assert row[f"accuracy_{side}"] == pytest.approx(share, abs=0.00051)
+        delta = cells.loc["delta", ["value", "interval_low", "interval_high"]].astype(float) / 100
+        assert [row["difference"], row["low"], row["high"]] == pytest.approx(list(delta), abs=0.0016), exam  # of rounded parts
+        seen += 1
+    assert seen == 9
 
 
 def test_decontaminate_drops_what_gives_a_question_away():

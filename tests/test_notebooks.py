@@ -24,7 +24,7 @@ PATHS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in PATHS]
 EVERY = pytest.mark.parametrize("name", NAMES)
 CODE_LINES, CELLS = 25, 30
-LONGER = {"03_instruction_tuning": 39, "06_clinical_tasks": 51, "07_prompting_strategies": 65, "10_throughput": 45}  # to be brought down to CELLS
+LONGER = {"03_instruction_tuning": 39, "06_clinical_tasks": 51, "10_throughput": 45}  # to be brought down to CELLS
 
 
 def cells_of(path):
@@ -121,7 +121,8 @@ def test_the_last_cell_saves_the_findings(name):
 def test_upstream_names_earlier_notebooks(name):
     job = batch.read_job(REPOSITORY / "notebooks" / f"{name}.ipynb")
     assert set(job.upstream) <= {other for other in NAMES if other < name}
-    assert all(other < name for other in job.reads)
+    # Notebooks that read others' results run after all that do not, so a reader may name a later number, but no later reader.
+    assert all(other < name or not batch.read_job(REPOSITORY / "notebooks" / f"{other}.ipynb").reads for other in job.reads)
 
 
 @EVERY

@@ -1,5 +1,6 @@
 """Strategies by hand-made model outputs: counts, prompts, votes and ties, what a kill costs, and what is published."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -25,9 +26,10 @@ class Fake:
         self.say, self.asked = say, []
 
     def sampler(self):
-        def draw(prompts, *, samples, temperature, max_new_tokens, seed):
-            self.asked += [(prompt, samples, temperature) for prompt in prompts]
-            return [[self.say(prompt, number) for number in range(samples)] for prompt in prompts]
+        def draw(prompts, *, samples, temperature, max_new_tokens, seed, done=None):
+            for place, prompt in enumerate(prompts):
+                self.asked.append((prompt, samples, temperature))
+                done(place, [self.say(prompt, number) for number in range(samples)])
         return prompting.Sampler("fake", draw, lambda exam, items, new: ["".join([exam.description, *exam.cases, exam.prompt(item)]) for item in items],
                                  lambda texts: np.array([len(text.split()) for text in texts]))
 
@@ -176,27 +178,56 @@ def test_the_budget_is_an_upper_bound_known_beforehand(tmp_path):
     assert prompting.budget(fake.sampler(), STRATEGIES["few_shot"], exams)["texts"] == 7
 
 
-@pytest.mark.parametrize("killed_after", range(7))
-def test_a_run_killed_after_any_item_goes_on_without_sampling_again(tmp_path, monkeypatch, killed_after):
-    whole = solve(Fake(letters), REFINE, tmp_path / "whole")
-    monkeypatch.setattr(prompting, "TOGETHER", 1)
+@pytest.mark.parametrize("strategy", ["few_shot", "self_consistency", "ensemble_refinement"])
+@pytest.mark.parametrize("killed_after", range(15))
+def test_a_run_killed_after_any_item_goes_on_without_sampling_again(tmp_path, monkeypatch, killed_after, strategy):
+    """Seven items, one or two stages each: whichever texts were drawn last, those before are in the file, and nothing in it is drawn again."""
+    strategy = STRATEGIES[strategy]
+    whole, stages = solve(Fake(letters), strategy, tmp_path / "whole"), 1 + bool(strategy.refinements)
     written, append = [], prompting.append_row
 
     def dying(path, row):
+        append(path, row)
+        written.append(row)
         if len(written) == killed_after:
             raise KeyboardInterrupt
-        append(path, row)
-        written.append(row["prompt"])
     monkeypatch.setattr(prompting, "append_row", dying)
-    with pytest.raises(KeyboardInterrupt):
-        solve(Fake(letters), REFINE, tmp_path / "killed")
-    monkeypatch.setattr(prompting, "append_row", append)
-    fake = Fake(letters)
-    assert solve(fake, REFINE, tmp_path / "killed") == whole
-    assert len(fake.asked) == 2 * (7 - killed_after)
-    assert not {prompt for prompt, *_ in fake.asked} & set(written)
-    assert solve(fake, REFINE, tmp_path / "killed") == whole
-    assert len(fake.asked) == 2 * (7 - killed_after), "a finished run asks nothing"
+    first = Fake(letters)
+    with pytest.raises(KeyboardInterrupt) if 0 < killed_after <= 7 * stages else contextlib.nullcontext():
+        solve(first, strategy, tmp_path / "killed")
+    kept = min(killed_after or 7 * stages, 7 * stages)
+    assert len(written) == len(first.asked) == kept
+    second = Fake(letters)
+    assert solve(second, strategy, tmp_path / "killed") == whole
+    assert len(second.asked) == 7 * stages - kept
+    assert not {prompt for prompt, *_ in first.asked} & {prompt for prompt, *_ in second.asked}
+    third = Fake(letters)
+    assert solve(third, strategy, tmp_path / "killed") == whole
+    assert third.asked == [], "a finished run asks nothing"
+
+
+def test_a_local_model_killed_after_any_batch_reads_no_finished_prompt_again(parrot, tmp_path, monkeypatch):  # noqa: F811
+    """A batch holds one prompt here. The texts that a kill leaves are those of an unbroken run."""
+    strategy = Strategy("er", "world_steps", samples=3, refinements=2, temperature=1.5, refinement_temperature=1.5, max_new_tokens=12)
+    exams, refining = prompting.make_exams(strategy, "metals", ITEMS[:3])
+    sampler = prompting.local_sampler(parrot, tokens_per_batch=1)
+    whole = prompting.solve(sampler, strategy, exams, tmp_path / "whole", refining=refining)
+    append, read = prompting.append_row, generation._read
+    for killed_after in range(1, 6):
+        passes, folder = [], tmp_path / str(killed_after)
+
+        def dying(path, row, last=killed_after):
+            append(path, row)
+            if len(path.read_text().splitlines()) == last:
+                raise KeyboardInterrupt
+        monkeypatch.setattr(prompting, "append_row", dying)
+        with pytest.raises(KeyboardInterrupt):
+            prompting.solve(sampler, strategy, exams, folder, refining=refining)
+        monkeypatch.setattr(prompting, "append_row", append)
+        monkeypatch.setattr(generation, "_read", lambda model, ids, *rest, own=passes: own.append(ids.shape) or read(model, ids, *rest))
+        assert prompting.solve(sampler, strategy, exams, folder, refining=refining) == whole
+        assert sum(length > 1 for _, length in passes) == 6 - killed_after
+        monkeypatch.setattr(generation, "_read", read)
 
 
 def test_rows_of_another_seed_strategy_or_prompt_are_not_taken(tmp_path):
@@ -236,23 +267,23 @@ def test_an_endpoint_is_asked_for_every_sample_and_errors_name_what_is_missing(t
     calls = []
 
     def ask(prompts, *, url, model, cache, max_tokens, temperature, sample):
-        calls.append((len(prompts), sample, temperature, max_tokens))
-        if model == "bad" and sample == 2:
+        calls.append((len(set(prompts)), sample, temperature, max_tokens))
+        if model == "bad":
             return [None, *["x"] * (len(prompts) - 1)], {0: "HTTP 500, 4 tries"}
-        return [f"Reason.\nAnswer: ({'ABCD'[sample % 4]})\nQuestion: next" for _ in prompts], {}
+        return [f"Reason.\nAnswer: ({'ABCD'[number % 4]})\nQuestion: next" for number in sample], {}
     monkeypatch.setattr(prompting.teacher, "ask", ask)
     strategy = STRATEGIES["self_consistency"]
     exams, _ = prompting.make_exams(strategy, "metals", ITEMS, TRAINING)
     rows = prompting.solve(prompting.endpoint_sampler("http://x/v1", "good", cache=tmp_path / "c"), strategy, exams, tmp_path)
-    assert calls == [(7, sample, 0.7, 512) for sample in range(11)]
+    assert calls == [(7, 7 * list(range(11)), 0.7, 512)]
     assert rows[0]["sample_texts"][:2] == ["Reason.\nAnswer: (A)", "Reason.\nAnswer: (B)"]  # cut where the next question would begin
     assert {row["predicted_generation"] for row in rows} <= {"A", "B", "C"}  # three votes each
-    with pytest.raises(ValueError, match=r"1 of 7 prompts have no sample 2 \(HTTP 500, 4 tries\); the others are kept: run again"):
+    with pytest.raises(ValueError, match=r"1 of 77 texts are missing \(HTTP 500, 4 tries\); the others are kept: run again"):
         prompting.solve(prompting.endpoint_sampler("http://x/v1", "bad", cache=tmp_path / "c"), strategy, exams, tmp_path / "bad")
     seeded = prompting.endpoint_sampler("http://x/v1", "good", cache=tmp_path / "c")
     calls.clear()
     seeded.draw(["a"], samples=2, temperature=0.7, max_new_tokens=9, seed=3)
-    assert [sample for _, sample, *_ in calls] == [3000, 3001]  # another seed is another draw
+    assert [sample for _, sample, *_ in calls] == [[3000, 3001]]  # another seed is another draw
 
 
 # --- data ----------------------------------------------------------------------------------------------------------------------

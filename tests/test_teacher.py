@@ -139,7 +139,7 @@ def test_nothing_is_asked_twice(ask, server, tmp_path):
     ask(["good b", "good c"])
     assert sorted(server.asked) == ["good a", "good b", "good c"]
     ask(["good a"], temperature=0.7, sample=1)
-    ask(["good a"], temperature=0.7, sample=2)
+    ask(["good a", "good a"], temperature=0.7, sample=[2, 1])
     assert len(server.asked) == 5
     assert len(read_rows(tmp_path / "answers.jsonl")) == 5
 
