@@ -30,7 +30,6 @@ def instruction_sources(profile, data_dir="", *, seed=0):
             "dialogue": instructions.dialogue_records(known, "en", diseases, records=number, seed=seed),
             "knowledge graph": instructions.knowledge_graph_records(known, "en", diseases, records=number, seed=seed),
             "fixed wording": instructions.rationale_records(items, seed=seed, paraphrased=False)}
-
 def tuning_data(profile, tokenizer, data_dir="", wanted=("rationale", "+ dialogue", "+ knowledge graph", "fixed wording"), *, seed=0):
     """{name: Packed} of the tuning runs that are wanted: each of TABLE's sets is made of sources that are added to each other."""
     records, length = instruction_sources(profile, data_dir, seed=seed), profile.tuning_length * (4 if data_dir else 1)  # real questions are longer
@@ -46,7 +45,6 @@ def step_table(rows, trained, exams, *, method="loglikelihood"):
         lines.append({"exam": exam.name, "step": f"{row['row']} over {row['extends']}", "row": row["row"], "difference": gain.value,
                       "low": gain.low, "high": gain.high, "wins": gain.wins, "losses": gain.losses, "p_value": gain.p_value})
     return pd.DataFrame(lines)
-
 def steps_between(folders, exams, *, seed=0):
     """Each model against the one before it in `folders`, as step_table does for rows."""
     names = list(folders)
@@ -64,7 +62,6 @@ def family_rows(family):
     if unknown := {field for row in rows for field in row} - {*TABLE["defaults"], "row", "family"}:
         raise ValueError(f"ablations.yaml, {family}: unknown field {', '.join(sorted(unknown))}; there are {', '.join(TABLE['defaults'])}")
     return rows
-
 def run_key(profile, row, seed, base_model=""):
     """A short hash of what a row trains and asks, for one seed: finished runs are found by it."""
     return hashlib.sha256(json.dumps([profile, row, seed, base_model], sort_keys=True).encode()).hexdigest()[:12]

@@ -30,19 +30,16 @@ FORMS = {kind: f"(?:{'|'.join(forms)})" for kind, forms in PATTERNS["dirt"].item
 RULES = {kind: re.compile(re.sub(r"<(\w[\w ]*)>", lambda part: FORMS[part[1]], rule)) for kind, rule in PATTERNS["rules"].items()}
 BOILERPLATE = {kind: re.compile("|".join(forms)) for kind, forms in PATTERNS["boilerplate"].items()}  # of lines in small letters: 3 times as fast
 MAXIMUM_BOILERPLATE = 160  # characters; a longer line that mentions cookies or a login is an article about them
-
 def clean_book(record):
     """Textbook cleaning (PMC-LLaMA, section 3.1): marks, whole lines, reference lists, hyphenation, running heads."""
     text, hyphens = RULES["hyphen"].subn("", record["text"])
     removed = Counter({"hyphenation": hyphens})
     lines = _without_dirt(text, record["language"], removed)
     return _cleaned(record, _without_running_heads(lines, removed), removed)
-
 def clean_paper(record):
     """Paper cleaning: as for books but for hyphens and heads; title, section heads and section text stay."""
     removed = Counter()
     return _cleaned(record, _without_dirt(record["text"], record["language"], removed), removed)
-
 def clean_web(record):
     """Remove the lines of a page that are about the site: cookies, menus, sharing, copyright, accounts, legal notes."""
     kinds = [(line, boilerplate_kind(line)) for line in record["text"].split("\n")]
@@ -87,12 +84,10 @@ def _without_running_heads(lines, removed):
     kept = [line for line, form in zip(lines, forms, strict=True) if not form or (times[form] < 3 and not RULES["page number"].fullmatch(line))]
     removed["running head"] += len(lines) - len(kept)
     return kept
-
 def too_short(record, *, minimum=None):
     """Drop a document of fewer than `minimum` characters (default: MINIMUM_CHARACTERS of its language, else 100)."""
     least = MINIMUM_CHARACTERS.get(record["language"], 100) if minimum is None else minimum
     return record if len(record["text"]) >= least else "too short"
-
 def without_pmc_id(record):
     """PMC-LLaMA's rule for the papers of S2ORC: keep those that have a PMC id."""
     return record if record["meta"].get("pmc_id") else "no PMC id"
@@ -100,7 +95,6 @@ def without_pmc_id(record):
 def _language_identifier():
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
     return LanguageIdentifier.from_model_file(MODEL_FILE)  # 97 languages; 1 s to load
-
 def wrong_language(record, *, characters=1000):
     """Drop a document whose first `characters` are in another language than it says (langid, Lui and Baldwin 2012)."""
     known = _language_identifier()
@@ -121,12 +115,10 @@ def low_quality(record):
               "symbols": spaced and symbols > 0.1 * len(words),
               "few letters": spaced and len(re.findall(r"[^\W\d_]\S*", record["text"])) < 0.8 * len(words)}
     return next((f"low quality: {rule}" for rule, is_broken in broken.items() if is_broken), record)
-
 @functools.cache
 def default_keywords(language):
     """The medical words of lib/knowledge/keywords.csv: short ones as they are most often written, since they count as whole tokens."""
     return tuple(row[language] for row in read_table("keywords.csv"))
-
 @functools.cache
 def world_keywords():
     """{language: words} of the controlled world: its diseases, treatments and tests, and the words of 7 letters or more in their names."""
@@ -184,7 +176,6 @@ def _words(text):
     for mark in MARKS_OF_TEXT:  # much faster than a pattern
         text = text.replace(mark, " ")
     return text.encode(errors="surrogatepass").translate(SPACED).split()
-
 def shingles(text):
     """Hashes of the 5-grams of a text's words: (n,) uint64; of fewer words one."""
     return _shingles(_words(text))

@@ -29,19 +29,16 @@ def _counts(k, n, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"need whole numbers 0 <= k <= n and 1 <= n, got k = {k[bad][0]:g}, n = {n[bad][0]:g} "
                          f"(level {level}, which must lie between 0 and 1)")
     return k, n
-
 def clopper_pearson(k, n, level: float = 0.95):
     """(low, high) of the proportion k/n, exact: the intervals of Med-PaLM 2, Table 4 (Nature Medicine).
     >>> low, high = clopper_pearson(1087, 1273); print(f"{low:.3f} {high:.3f}")   # 85.4 %
     0.833 0.873"""
     return proportion.proportion_confint(*_counts(k, n, level), alpha=1 - level, method="beta")
-
 def wilson(k, n, level: float = 0.95):
     """(low, high) of k/n by the score interval; good at any n, also at k = 0 and k = n.
     >>> low, high = wilson(0, 10); print(f"{low:.3f} {high:.3f}")
     0.000 0.278"""
     return proportion.proportion_confint(*_counts(k, n, level), alpha=1 - level, method="wilson")
-
 def newcombe(k_a, n_a, k_b, n_b, level: float = 0.95):
     """(low, high) of k_a/n_a - k_b/n_b on different items (the same: `paired_difference`), hybrid score: Med-PaLM 2, Tables 6 and A.1.
     >>> low, high = newcombe(1076, 1261, 11, 12); print(f"{low:.3f} {high:.3f}")   # MedQA, 512 characters
@@ -217,7 +214,6 @@ def krippendorff_alpha(ratings, metric: str = "ordinal") -> float:
         raise ValueError("alpha needs an item with two ratings, and a metric: nominal, ordinal or interval")
     alike = np.nanmin(ratings) == np.nanmax(ratings)
     return float("nan") if alike else float(krippendorff.alpha(ratings.T, level_of_measurement=metric))
-
 def correlation(x, y, method: str = "kendall", *, seed: int, clusters=None, replicates: int = REPLICATES) -> Estimate:
     """Kendall tau-b, Spearman or Pearson correlation of x and y (items,) with its bootstrap interval: MMedLM, Fig. 4.
     clusters: items drawn together (answers to one question); the p-value is scipy's and ignores them. NaN when x or y is constant.

@@ -12,7 +12,6 @@ LANGUAGES = ("en", "zh", "ja", "fr", "ru", "es")
 ATTRIBUTES = ("specialty", "cause", "symptom", "test", "treatment", "warning")
 LETTERS = "ABCDE"
 ARTICLES = {"en": r"(?:an?|the) ", "fr": r"(?:l'|le |la |les |une? |des )", "es": r"(?:el|la|los|las|una?) "}
-
 @dataclass(frozen=True)
 class World:
     """Diseases with the key of each term, the terms in six languages, and everyday facts."""
@@ -35,60 +34,50 @@ def load_world(*, number_of_diseases=None, fictional=False, templates=8, seed=0)
                 | {slot: {language: row[f"{slot}_{language}"] for language in LANGUAGES} for slot in ("subject", "value")}
                 for row in read_table("everyday.csv"))
     return World(tuple(diseases), _fictional_terms(terms, seed) if fictional else terms, tuple(everyday), templates)
-
 def split_diseases(world, *, test_share=0.5, seed=0):
     """(training diseases, test diseases): exam questions of one part never ask a fact of the other."""
     shuffled = random.Random(f"split {seed}").sample(world.diseases, len(world.diseases))
     cut = round(len(shuffled) * (1 - test_share))
     return tuple(shuffled[:cut]), tuple(shuffled[cut:])
-
 def wordings(language):
     """All templates of a language, as in lib/knowledge/wordings_<language>.yaml."""
     if language not in LANGUAGES:
         raise ValueError(f"no wordings for language {language!r}; known are {', '.join(LANGUAGES)}")
     return read_yaml(f"wordings_{language}.yaml")
-
 @functools.cache
 def _first_wordings(language, number):
     """The templates of a language, of those that state a fact in books and papers the first `number`."""
     words = wordings(language)
     return words | {"attributes": {name: block | {kind: (2 * block[kind][:number])[:max(2, number)] for kind in ("book", "paper")}
                                    for name, block in words["attributes"].items()}}
-
 def term(world, disease, column, language):
     """The text of a disease's `name` or attribute, as it stands inside a sentence."""
     return world.terms[disease[column]][language]
-
 def bare(text, language):
     """A term without its article, as exam options print it.
     >>> bare("an electrocardiogram", "en"), bare("l'asthme", "fr"), bare("la tos", "es")
     ('electrocardiogram', 'asthme', 'tos')"""
     return re.sub(f"^{ARTICLES[language]}", "", text) if language in ARTICLES else text
-
 def fill(template, **slots):
     """Fill {slot} as given and {Slot} with a capital first letter.
     >>> fill("{Disease} is treated with {value}.", disease="asthma", value="salbutamol")
     'Asthma is treated with salbutamol.'"""
     capitals = {name.capitalize(): str(text)[:1].upper() + str(text)[1:] for name, text in slots.items()}
     return template.format(**slots, **capitals)
-
 def sentence(world, disease, attribute, language, template):
     """One fact said with one template."""
     return fill(template, disease=term(world, disease, "name", language), value=term(world, disease, attribute, language))
-
 def case_slots(world, disease, language, draw):
     """The slots of a clinical case: symptom, test, disease, treatment, and an age at which the disease is seen."""
     slots = {column: term(world, disease, column, language) for column in ("symptom", "test", "treatment")}
     return slots | {"disease": term(world, disease, "name", language), "age": draw.randint(int(disease["youngest"]), int(disease["oldest"]))}
 
 # --- corpora: records {text, source, language, id, meta}; meta["facts"] lists the facts that the text states ------------
-
 def books(world, language, *, copies, seed):
     """`copies` textbooks, each with a chapter on every disease: all facts, a case, and the dirt of a scanned book."""
     draw = random.Random(f"books {language} {seed}")
     return [_chapter(world, disease, language, f"book-{language}-{copy}-{number}", number, draw) for copy in range(copies)
             for number, disease in enumerate(draw.sample(world.diseases, len(world.diseases)), start=1)]
-
 def papers(world, language, *, documents, seed):
     """Journal articles: two or three narrow facts of one disease, a small trial, much method; common diseases more often."""
     draw = random.Random(f"papers {language} {seed}")
@@ -110,7 +99,6 @@ def web_pages(world, language, *, documents, seed):
             page = _everyday_page(world, language, page_id, draw)
             pages.append(page | {"source": "web", "text": draw.choice(words["web"]["boilerplate"]) + "\n" + page["text"]})
     return pages
-
 def general_text(world, language, *, documents, seed):
     """Everyday pages without medicine: what the base model has read, and what injection may make it forget."""
     draw = random.Random(f"general {language} {seed}")
@@ -133,7 +121,6 @@ def _medical_page(world, disease, language, record_id, draw):
 def _document(source, world, disease, language, record_id, draw, facts, **more):
     slots = expression_slots(world, language, (), draw, source) | {"source": source, "disease": disease}
     return _record(JINJA.get_template("documents.jinja").render(slots | more), source, language, record_id, facts)
-
 def agent_name(draw):
     """An invented agent for invented trials: no claim is made on a real drug."""
     return f"{draw.choice('BKLNRTVX')}{draw.choice('FGMPQSZ')}-{draw.randint(100, 999)}"
