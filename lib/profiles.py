@@ -1,4 +1,4 @@
-"""The three profiles: how large the models, corpora and exams are on a test run, a laptop and a GPU node."""
+"""The profiles: how large the models, corpora and exams are on a test run, a laptop, a GPU node and one GPU of it."""
 from dataclasses import make_dataclass
 import yaml
 from lib.results import KNOWLEDGE
