@@ -110,7 +110,6 @@ def train_base(profile, size, prepared, *, seed=0, base_model=""):
 def inject(profile, size, base, mixture, *, name, seed=0):
     """Continued pre-training (PMC-LLaMA stage 1, knowledge injection) on a mixture of corpora.mixed."""
     packed = next(iter(mixture.values()))[0]
-    # The 5M model takes a higher rate than the 2M one: in trials at 1.2, 2.4 and 4.0e-3 it learned more with every step up.
     rate = profile.injection_learning_rate * getattr(profile.models.get(size), "learning_rate_scale", 1.0)
     stage = profile_stage(profile, f"inject-{name}-{size}", profile.injection_tokens, packed, learning_rate=rate, seed=seed)
     points = {round(stage.steps * (i + 1) / profile.curve_points) for i in range(profile.curve_points)}
@@ -136,13 +135,15 @@ def profile_stage(profile, name, tokens, packed, *, learning_rate, seed):
 
 # --- the loop ----------------------------------------------------------------------------------------------------------
 def _run(stage, mixture, base, tokenizer, folder, *how):
-    (sharding, speed_ups), (model, tokenizer) = how, _base_model(base, tokenizer, stage.seed)
-    if "position_ids" not in decoder_arguments(model):
-        raise ValueError(f"{type(model).__name__} takes no position ids: packed documents would see each other")
-    if stage.lora_rank:
-        model = add_lora(model, rank=stage.lora_rank, seed=stage.seed)
-        model.peft_config["default"].base_model_name_or_path = str(base)
-    flops, (rank, size) = model_flops_per_token(model, next(iter(mixture.values()))[0].input_ids.shape[1]), distributed.world()
+    (sharding, speed_ups), (rank, size) = how, distributed.world()
+    with torch.device("meta") if rank else contextlib.nullcontext():  # one process reads the weights; `shard` gives the others their part
+        model, tokenizer = _base_model(base, tokenizer, stage.seed)
+        if "position_ids" not in decoder_arguments(model):
+            raise ValueError(f"{type(model).__name__} takes no position ids: packed documents would see each other")
+        if stage.lora_rank:
+            model = add_lora(model, rank=stage.lora_rank, seed=stage.seed)
+            model.peft_config["default"].base_model_name_or_path = str(base)
+    flops = model_flops_per_token(model, next(iter(mixture.values()))[0].input_ids.shape[1])
     layers = next(part for part in model.get_decoder().children() if isinstance(part, torch.nn.ModuleList))
     speed_up(model, layers, speed_ups)
     model.loss_sum = functools.partial(loss_sum, model)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lib import batch, profiles, results, training, world
-from lib.models import add_lora, count_parameters, llama_config, training_flops_per_token
+from lib.models import add_lora, llama_config, training_flops_per_token
 from lib.profiles import ARCHITECTURES, get_profile
 
 PAPERS = world.read_yaml("recipes.yaml")
@@ -71,7 +71,7 @@ def test_a_published_shape_gives_the_published_number_of_weights(name):
     shape = {key: value for key, value in PAPERS["shapes"][name].items() if key not in ("parameters", "source")}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**shape))
-    assert count_parameters(model) == PAPERS["shapes"][name]["parameters"]
+    assert model.num_parameters() == PAPERS["shapes"][name]["parameters"]
 
 
 def test_adapters_by_hand():
@@ -151,7 +151,7 @@ def test_h200_has_350_million_weights_and_ten_times_the_facts():
     profile = get_profile("h200")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(llama_config(profile.models["350M"]))
-    assert count_parameters(model) == pytest.approx(350e6, rel=0.03)
+    assert model.num_parameters() == pytest.approx(350e6, rel=0.03)
     full, large = (world.load_world(number_of_diseases=get_profile(name).number_of_diseases) for name in ("full", "h200"))
     facts = [{world.fact_id(disease, attribute) for disease in known.diseases for attribute in world.ATTRIBUTES} for known in (full, large)]
     assert len(facts[1]) == 10 * len(facts[0]) == 8400
