@@ -66,7 +66,7 @@ def summed(number):
 def checkpoints(folder, *, asynchronous):
     """A function that saves (step, state), each process its part: beside the training, which goes on with a copy left behind, or before it returns.
     What has failed is raised by the next call or at the end. A checkpoint is whole when its .metadata is there, which is written last."""
-    pending = []
+    pending, own = [], dist.new_group(backend="gloo") if dist.is_initialized() else None  # or its calls would meet those of the training
     def settle():
         while pending:
             saved, done = pending.pop()
@@ -76,7 +76,7 @@ def checkpoints(folder, *, asynchronous):
     def save(step, state):
         settle()
         path = folder / f"checkpoint-{step:06d}"
-        pending.append((dcp.async_save(state, checkpoint_id=path, no_dist=not dist.is_initialized()), path))
+        pending.append((dcp.async_save(state, checkpoint_id=path, process_group=own, no_dist=own is None), path))
         if not asynchronous:
             settle()
     try:

@@ -1,6 +1,7 @@
 """One loop for continued pre-training and instruction tuning: packed rows in, a checkpoint folder out, resumable at any step."""
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import math
@@ -136,6 +137,7 @@ def profile_stage(profile, name, tokens, packed, *, learning_rate, seed):
 # --- the loop ----------------------------------------------------------------------------------------------------------
 def _run(stage, mixture, base, tokenizer, folder, *how):
     (sharding, speed_ups), (rank, size) = how, distributed.world()
+    gc.collect()  # what an earlier stage has left in cycles fills the device until then
     with torch.device("meta") if rank else contextlib.nullcontext():  # one process reads the weights; `shard` gives the others their part
         model, tokenizer = _base_model(base, tokenizer, stage.seed)
         if "position_ids" not in decoder_arguments(model):
@@ -168,8 +170,9 @@ def _run(stage, mixture, base, tokenizer, folder, *how):
             loss = _step(model, masters, batch, stage)
             _update(optimizer, masters, weights, rate, stage)
             seconds, tokens = time.perf_counter() - start, batch["input_ids"].numel()
-            _log(folder, step, {"tokens": tokens * (step + 1), "loss": loss, "learning_rate": rate,
-                                "tokens_per_second": tokens / seconds, "mfu": flops * tokens / seconds / peak}, stage)
+            if not rank:
+                _log(folder, step, {"tokens": tokens * (step + 1), "loss": loss, "learning_rate": rate,
+                                    "tokens_per_second": tokens / seconds, "mfu": flops * tokens / seconds / peak}, stage)
             if step + 1 in stage.keep_steps and step + 1 < stage.steps:
                 _save_weights(folder / f"step-{step + 1:06d}", model, tokenizer, masters)
             if (step + 1) % stage.checkpoint_steps == 0 and step + 1 < stage.steps:
@@ -236,8 +239,6 @@ def _base_model(base, tokenizer, seed):
         raise ValueError("a model with random weights needs a tokenizer: train(..., tokenizer=...)")
     return new_model(base, tokenizer, seed=seed).to(best_device()), tokenizer
 def _log(folder, step, row, stage):
-    if distributed.world()[0]:
-        return
     with open(folder / "metrics.jsonl", "a") as stream:
         stream.write(json.dumps({"step": step + 1} | {name: float(f"{value:.6g}") for name, value in row.items()}) + "\n")
     if os.environ.get("PROGRESS_FILE"):
