@@ -1,14 +1,17 @@
 """What the papers print, costs worked out by hand, and how far predicted hours are from printed ones."""
 
 import json
+import os
 from dataclasses import replace
+from unittest import mock
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from lib import batch, profiles, results, training, world
+from lib import batch, corpora, models, profiles, results, tables, training, world
 from lib.models import add_lora, llama_config, training_flops_per_token
 from lib.profiles import ARCHITECTURES, get_profile
 
@@ -190,3 +193,25 @@ def test_a_notebook_runs_with_the_profile_h200_shrunk(tmp_path, monkeypatch, nam
     assert findings["chance"] == 0.25
     assert any("350M" in folder.name for folder in (tmp_path / "RUNS_ROOT").iterdir())
     assert names["profile"].number_of_diseases == 150
+
+
+@pytest.mark.slow
+def test_shapes_for_a_gpu_are_measured_with_their_sizes_shrunk(tmp_path, monkeypatch):
+    """The cell of notebook 10 that takes 125M, 1B and 8B on a GPU, each tuned whole and by LoRA: it leaves neither model nor adapter on the disk,
+    which would be 32 GB for each stage of 8B."""
+    tiny = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 600, "num_attention_heads": 4, "num_key_value_heads": 2}
+    throughput = dict.fromkeys(PAPERS["throughput"], tiny)
+    monkeypatch.setattr(world, "read_yaml", lambda name: PAPERS | {"throughput": throughput})
+    monkeypatch.setenv("RESULTS_STAGING", str(tmp_path / "results"))
+    monkeypatch.setattr(training, "matmul_peak", lambda precision: 1e12)
+    (cell,) = [cell["source"] for cell in batch.read_job(results.REPOSITORY / "notebooks" / "10_throughput.ipynb").cells
+               if "training_sizes" in cell["source"]]
+    names = {"SHAPES": " ".join(throughput), "PROFILE": "smoke", "SEED": 0, "place": tmp_path / "runs", "profile": get_profile("smoke"),
+             "run": results.start_run("10_throughput", {"PROFILE": "smoke"}), "tokenizer": corpora.train_tokenizer(["0 1 2"], 300)}
+    exec(cell, names | {"np": np, "pd": pd, "os": os, "mock": mock, "torch": torch, "LlamaConfig": LlamaConfig, "LlamaForCausalLM": LlamaForCausalLM,
+                        "corpora": corpora, "models": models, "results": results, "tables": tables, "training": training, "world": world})
+    found = pd.read_csv(tmp_path / "results" / "tables" / "training_sizes.csv")
+    assert found[["model", "tuned"]].to_numpy().tolist() == [[size, tuned] for size in throughput for tuned in ("all weights", "LoRA")]
+    assert (found["tokens per second"] > 0).all()
+    assert len(list((tmp_path / "runs").glob("*/done.json"))) == 6
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
