@@ -53,6 +53,7 @@ def train(stage, mixture, *, base, tokenizer=None, progress=print, processes=Non
         with FileLock(folder / "lock"):  # two notebooks that want the same stage train it once: the second waits
             if not (folder / "done.json").exists():  # another process may have finished it while we waited
                 _describe(folder, description)
+                gc.collect()  # what an earlier stage has left in cycles fills the device until then
                 several, job, how = processes or distributed.processes(), (stage, mixture, base, tokenizer, folder), (sharding, wanted)
                 _run(*job, *how) if several == 1 else distributed.launch(_run, (*job, *how), folder, processes=several)
                 write_atomically(folder / "done.json", json.dumps({"steps": stage.steps}) + "\n")
@@ -137,7 +138,6 @@ def profile_stage(profile, name, tokens, packed, *, learning_rate, seed):
 # --- the loop ----------------------------------------------------------------------------------------------------------
 def _run(stage, mixture, base, tokenizer, folder, *how):
     (sharding, speed_ups), (rank, size) = how, distributed.world()
-    gc.collect()  # what an earlier stage has left in cycles fills the device until then
     with torch.device("meta") if rank else contextlib.nullcontext():  # one process reads the weights; `shard` gives the others their part
         model, tokenizer = _base_model(base, tokenizer, stage.seed)
         if "position_ids" not in decoder_arguments(model):
@@ -145,15 +145,14 @@ def _run(stage, mixture, base, tokenizer, folder, *how):
         if stage.lora_rank:
             model = add_lora(model, rank=stage.lora_rank, seed=stage.seed)
             model.peft_config["default"].base_model_name_or_path = str(base)
-    flops = model_flops_per_token(model, next(iter(mixture.values()))[0].input_ids.shape[1])
+    flops, peak = model_flops_per_token(model, next(iter(mixture.values()))[0].input_ids.shape[1]), matmul_peak(stage.precision) * size
     layers = next(part for part in model.get_decoder().children() if isinstance(part, torch.nn.ModuleList))
     speed_up(model, layers, speed_ups)
     model.loss_sum = functools.partial(loss_sum, model)
     if size > 1:
         distributed.shard(model, layers, sharding)
-    # The optimizer works on float32 masters; the model computes in bfloat16 where the hardware is fast at it.
     masters = [weight.detach().float().clone().requires_grad_() for weight in model.parameters() if weight.requires_grad]
-    model.to(getattr(torch, stage.precision))
+    model.to(getattr(torch, stage.precision))  # in bfloat16 where the hardware is fast at it, while the optimizer works on float32 masters
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for master, weight in zip(masters, weights):
         weight.register_post_accumulate_grad_hook(functools.partial(_collect, master))
@@ -161,7 +160,6 @@ def _run(stage, mixture, base, tokenizer, folder, *how):
     first = _resume(folder, stage, masters, optimizer)
     _copy(masters, weights)
     model.train()
-    peak = matmul_peak(stage.precision) * size
     with distributed.checkpoints(folder, asynchronous="asynchronous_checkpoints" in speed_ups) as save:
         for step in range(first, stage.steps):
             start = time.perf_counter()
