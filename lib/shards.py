@@ -23,7 +23,7 @@ class Rows:
         self.name, self.shards, self.ends = name, shards, list(itertools.accumulate(len(tokens) for tokens, _ in shards))
         self.shape = self.ends[-1], shards[0][0].shape[1]
         self.size = self.shape[0] * self.shape[1]
-        self.plain = [[np.asarray(array) for array in shard] for shard in shards]  # a row of a np.memmap is made five times as slowly
+        self.plain = [[np.asarray(array) for array in shard] for shard in shards]  # a row of a np.memmap takes four times as long
     def __reduce__(self):  # to other processes: the files by name, not their content
         return Rows, (self.name, self.shards)
     def __len__(self):
