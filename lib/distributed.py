@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from lib.models import best_device
 from lib.results import KNOWLEDGE
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # a checkpoint of one process
 DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
@@ -37,14 +37,21 @@ def own_rows(rows):
 
 def shard(model, layers, sharding):
     """Part the weights of a model among the processes (FSDP2), layer by layer, the rest with the root; "ddp": each part is the whole, in all of
-    them. Gradients are summed in float32."""
-    size = world()[1]
-    mesh = dist.device_mesh.init_device_mesh(model.device.type, (size,) if sharding == "fsdp" else (size, 1),
+    them. The first process has loaded them, the model of the others is on the meta device. Gradients are summed in float32."""
+    (rank, size), device, loaded = world(), best_device(), dict(model.named_parameters())
+    mesh = dist.device_mesh.init_device_mesh(device.type, (size,) if sharding == "fsdp" else (size, 1),
                                              mesh_dim_names=("shard",) if sharding == "fsdp" else ("replicate", "shard"))
     for module in (*layers, model):
         fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # a plain sum, which gloo has, too
+    if rank:
+        model.to_empty(device=device).tie_weights()
+    for name, weight in model.named_parameters():  # no process but the first ever holds more than one of them whole
+        full = torch.empty(weight.shape, dtype=weight.dtype, device=device) if rank else loaded[name].detach()
+        weight.detach().copy_(distribute_tensor(full, weight.device_mesh, weight.placements))
+    for buffer in model.buffers():
+        dist.broadcast(buffer, 0)
     register_fsdp_forward_method(model, "loss_sum")
 def whole(tensor):
     """A sharded tensor put together again, in every process."""
@@ -59,18 +66,17 @@ def summed(number):
 def checkpoints(folder, *, asynchronous):
     """A function that saves (step, state), each process its part: beside the training, which goes on with a copy left behind, or before it returns.
     What has failed is raised by the next call or at the end. A checkpoint is whole when its .metadata is there, which is written last."""
-    pending = []
+    pending, own = [], dist.new_group(backend="gloo") if dist.is_initialized() else None  # or its calls would meet those of the training
     def settle():
         while pending:
             saved, done = pending.pop()
             saved.result()
-            for old in folder.glob("checkpoint-*") if not world()[0] else ():
-                if old != done:
-                    shutil.rmtree(old)
+            for old in {*folder.glob("checkpoint-*")} - {done} if not world()[0] else ():
+                shutil.rmtree(old)
     def save(step, state):
         settle()
         path = folder / f"checkpoint-{step:06d}"
-        pending.append((dcp.async_save(state, checkpoint_id=path, no_dist=not dist.is_initialized()), path))
+        pending.append((dcp.async_save(state, checkpoint_id=path, process_group=own, no_dist=own is None), path))
         if not asynchronous:
             settle()
     try:
@@ -89,12 +95,12 @@ def explained(folder):
     kept = f"What was trained so far is kept; the next call goes on from the last checkpoint in {folder}"
     try:
         yield
-    except (RuntimeError, MemoryError, OSError, SafetensorError, CheckpointException) as error:
+    except (RuntimeError, MemoryError, OSError, SafetensorError, dcp.CheckpointException) as error:
         said = " ".join(str(error).split())[-300:]
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "t allocate memory" in said:
             raise MemoryError(f"out of memory ({said}). Less is needed with more processes, the speed-up activation_checkpointing, the optimizer "
                               f"adamw_bfloat16, or a smaller micro_batch_size (micro_batch_tokens of the profile). {kept}") from error
-        if isinstance(error, (SafetensorError, CheckpointException)) or getattr(error, "errno", None) in DISK_ERRORS:
+        if isinstance(error, (SafetensorError, dcp.CheckpointException)) or getattr(error, "errno", None) in DISK_ERRORS:
             raise OSError(f"cannot write ({said}). Free space, or let RUNS_ROOT name a folder on a disk that can be written. {kept}") from error
         raise
 def launch(function, arguments, folder, *, processes):

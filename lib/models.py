@@ -3,12 +3,12 @@ import functools
 import hashlib
 import inspect
 import json
-import time
 import warnings
 from pathlib import Path
 import torch
+from torch.utils.benchmark import Timer
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import is_flash_attn_2_available, logging
 from lib.corpora import IGNORE_INDEX
 logging.disable_progress_bar()  # notebooks keep one line a stage, not a bar a file
@@ -31,14 +31,16 @@ def llama_config(architecture, **tokens):
 def load_model(source, *, revision=None, dtype=torch.float32, device=None):
     """A causal language model and its tokenizer from a local folder or, with a pinned revision, from the hub.
     The folder may hold a LoRA adapter: its base is loaded and the adapter is added to the weights. Only safetensors weights are
-    read and no code from the checkpoint is run. Raises FileNotFoundError for a folder that does not hold a model."""
-    local = Path(source)
+    read, on the meta device none, and no code from the checkpoint is run. FileNotFoundError for a folder that does not hold a model."""
+    local, empty = Path(source), best_device().type == "meta"
     if (local / "adapter_model.safetensors").exists():
         from peft import PeftModel
-        model, _ = load_model(_base_of(local), dtype=dtype, device="cpu")
-        model = PeftModel.from_pretrained(model, source).merge_and_unload()
+        model, _ = load_model(_base_of(local), dtype=dtype, device=None if empty else "cpu")
+        model = model if empty else PeftModel.from_pretrained(model, source).merge_and_unload()
     elif local.is_dir() and not (local / "config.json").exists():
         raise FileNotFoundError(f"{source}: neither config.json nor adapter_model.safetensors; a Hugging Face model folder is needed")
+    elif empty:
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, revision=revision), dtype=dtype)
     else:
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
@@ -53,8 +55,8 @@ def load_tokenizer(source):
     """The tokenizer of a pretrained model; None for "", where the profile trains its own."""
     return AutoTokenizer.from_pretrained(source) if source else None
 def best_device():
-    """cuda where there is a GPU, else cpu."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """cuda where there is a GPU, else cpu; meta inside `with torch.device("meta")`, where no weights are wanted."""
+    return torch.device("meta" if torch.get_default_device().type == "meta" else "cuda" if torch.cuda.is_available() else "cpu")
 def resolve_precision(precision):
     """float32 or bfloat16 for "auto", whichever this machine trains faster in; ValueError for anything else."""
     if precision not in ("auto", "float32", "bfloat16"):
@@ -74,13 +76,10 @@ def decoder_arguments(model):
     decoder, ids = model.eval().get_decoder(), torch.ones(1, 1, dtype=torch.long, device=model.device)
     with torch.no_grad():
         own, logits = model.get_output_embeddings()(decoder(ids).last_hidden_state), model(ids).logits
-    if not torch.allclose(logits, own, rtol=1e-3, atol=1e-3):
+    if not ids.is_meta and not torch.allclose(logits, own, rtol=1e-3, atol=1e-3):
         raise ValueError(f"{type(model).__name__} changes the logits after its output layer: it can be neither trained nor scored here")
     return inspect.signature(decoder.forward).parameters
 
-def count_parameters(model):
-    """Number of weights; tied ones count once."""
-    return sum(p.numel() for p in model.parameters())
 def training_flops_per_token(parameters, *, layers, hidden_size, sequence_length, frozen=0):
     """Floating-point operations of forward and backward per token: 6N + 12 L d S (PaLM, appendix B); no gradient, 2N less, for frozen weights.
     >>> training_flops_per_token(8_030_000_000, layers=32, hidden_size=4096, sequence_length=4096)
@@ -89,23 +88,16 @@ def training_flops_per_token(parameters, *, layers, hidden_size, sequence_length
 def model_flops_per_token(model, sequence_length):
     """FLOPs of one token of training this model, frozen weights counted as such."""
     config = model.config.get_text_config()
-    return training_flops_per_token(count_parameters(model), layers=config.num_hidden_layers, hidden_size=config.hidden_size,
+    return training_flops_per_token(model.num_parameters(), layers=config.num_hidden_layers, hidden_size=config.hidden_size,
                                     sequence_length=sequence_length, frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad))
 def matmul_rate(*, dtype=torch.float32, size=1024, repeats=6):
     """Best measured matrix-multiply rate of this machine in FLOP/s, the ceiling that training speed is compared with."""
-    a, best = torch.randn(size, size, device=best_device()).to(dtype), 0.0
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(4):
-            b = a @ a
-        float(b[0, 0])  # waits for the device
-        best = max(best, 4 * 2 * size ** 3 / (time.perf_counter() - start))
-    return best
+    timer = Timer("a @ a", globals={"a": torch.randn(size, size, device=best_device()).to(dtype)}, num_threads=torch.get_num_threads())
+    return 2 * size ** 3 / min(timer.timeit(4).mean for _ in range(repeats))  # it waits for the device
 def matmul_peak(precision):
     """FLOP/s that MFU is measured against: 989e12 on an H100 or H200 (dense bf16), elsewhere this machine's measured rate."""
-    if torch.cuda.is_available() and "H" in torch.cuda.get_device_name(0).split()[-1][:2]:
-        return 989e12
-    return matmul_rate(dtype=getattr(torch, precision))
+    hopper = torch.cuda.is_available() and "H" in torch.cuda.get_device_name(0).split()[-1][:2]
+    return 989e12 if hopper else matmul_rate(dtype=getattr(torch, precision))
 def model_fingerprint(source, *, revision=None):
     """A hash that names the weights: of the files of a local folder, or of hub name and revision."""
     folder = Path(source)

@@ -1,4 +1,4 @@
-"""The three profiles: how large the models, corpora and exams are on a test run, a laptop and a GPU node."""
+"""The profiles: how large the models, corpora and exams are on a test run, a laptop, a GPU node and one GPU of it."""
 from dataclasses import make_dataclass
 import yaml
 from lib.results import KNOWLEDGE
@@ -12,8 +12,7 @@ class Architecture(make_dataclass("Shape", fields_of("architecture"), frozen=Tru
     """A Llama-style model that is trained from scratch; lib/knowledge/profiles.yaml explains its fields."""
 
 class Profile(make_dataclass("Settings", SETTINGS["profiles"], frozen=True)):
-    """Everything that differs between a test, a laptop and a GPU node: a field for each line of lib/knowledge/profiles.yaml, which explains it.
-    `models` maps the name of a size to its Architecture, or to the name of a Hugging Face causal LM. Papers' recipes are in `lib.training`."""
+    """Everything that differs between a test, a laptop and a GPU node: a field for each line of lib/knowledge/profiles.yaml, which explains it."""
     @property
     def sizes(self):
         """The names of the models, the smallest first."""

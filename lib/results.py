@@ -19,7 +19,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 BACKENDS = ("controlled-world", "public-data", "published-values")
 PACKAGES = "torch transformers peft datasets tokenizers safetensors numpy pandas scipy matplotlib papermill".split()
-SHOWN_PROFILES = ("small", "small-public", "full", "full-public")  # the folders that results/README.md shows
+SHOWN_PROFILES = ("small", "small-public", "h200", "full", "full-public")  # the folders that results/README.md shows
 SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}")
 BOLD_FINDING = re.compile(r"\*\*([^*\n]+)\*\*<!--\s*(100\*)?\s*(\w+)\s*-->")
 NUMBER = re.compile(r"([+\-\u2212]?)(\d[\d,]*)(?:\.(\d+))?")

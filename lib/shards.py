@@ -8,10 +8,9 @@ import itertools
 import json
 import os
 import sys
-from collections import Counter
+from collections import Counter, namedtuple
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 import numpy as np
 import yaml
 from lib import corpora, filters, sources
@@ -24,23 +23,21 @@ class Rows:
         self.name, self.shards, self.ends = name, shards, list(itertools.accumulate(len(tokens) for tokens, _ in shards))
         self.shape = self.ends[-1], shards[0][0].shape[1]
         self.size = self.shape[0] * self.shape[1]
+        self.plain = [[np.asarray(array) for array in shard] for shard in shards]  # a row of a np.memmap takes four times as long
+    def __reduce__(self):  # to other processes: the files by name, not their content
+        return Rows, (self.name, self.shards)
     def __len__(self):
         return self.shape[0]
     def __getitem__(self, row):
         shard = bisect.bisect_right(self.ends, row)
-        tokens, starts = (array[row - self.ends[shard]] for array in self.shards[shard])  # counted from the end of the shard
+        tokens, starts = (array[row - self.ends[shard]] for array in self.plain[shard])  # counted from the end of the shard
         tokens = tokens.astype(np.int32)
         if self.name == "input_ids":
             return tokens
         start, place = np.unpackbits(starts, count=len(tokens)).astype(bool), np.arange(len(tokens))
         return np.where(start, corpora.IGNORE_INDEX, tokens) if self.name == "labels" else place - np.maximum.accumulate(np.where(start, place, 0))
-class Shards(NamedTuple):
-    """What training reads of a Packed, from the disk: the same rows as `corpora.pack_documents` makes of one task's documents."""
-    input_ids: Rows
-    labels: Rows
-    position_ids: Rows
-    fingerprint: str
-    tokens: int
+# What training reads of a Packed, from the disk: the same rows as `corpora.pack_documents` makes of one task's documents.
+Shards = namedtuple("Shards", "input_ids labels position_ids fingerprint tokens")
 
 def write_shard(path, documents, sequence_length, *, bos, eos, vocabulary_size):
     """Write one shard, `path`.tokens (2 bytes a token, 4 for more than 65,536 entries) and `path`.starts (a bit a token), document by document;
@@ -156,7 +153,7 @@ def build(data_dir, output, *, engine="local", options=None, tasks=1, **settings
     config = MinhashConfig(num_buckets=filters.BANDS, hashes_per_bucket=filters.ROWS, hash_config=HashConfig(precision=32))
     folder = {name: str(output / "duplicates" / name) for name in ("signatures", "pairs", "removed")}
     sign = MinhashDedupSignature(folder["signatures"], config, WhitespaceTokenizer())  # its own shingles need a model for each language
-    sign.get_shingles, sign.get_signature = filters.shingles, _listed_signature
+    sign.get_shingles, sign.get_signature = filters.shingles, lambda grams: filters.signature(grams).tolist()
     own = {"settings": settings, "output": output}
     stages = {"clean": (tasks, [functools.partial(_clean_task, **own), sign]),
               "pairs": (filters.BANDS, [MinhashDedupBuckets(folder["signatures"], folder["pairs"], config=config)]),
@@ -168,8 +165,6 @@ def build(data_dir, output, *, engine="local", options=None, tasks=1, **settings
     for name, (count, steps) in stages.items():
         last = kind(steps, tasks=count, logging_dir=str(output / "logs" / name), depends=last, **(options or {}))
     return last.run()
-def _listed_signature(grams):
-    return filters.signature(grams).tolist()
 def main(arguments):
     """usage: python -m lib.shards SETTINGS (a copy of lib/knowledge/corpus.yaml)"""
     if len(arguments) != 1:

@@ -1,6 +1,7 @@
 """One loop for continued pre-training and instruction tuning: packed rows in, a checkpoint folder out, resumable at any step."""
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import math
@@ -52,6 +53,7 @@ def train(stage, mixture, *, base, tokenizer=None, progress=print, processes=Non
         with FileLock(folder / "lock"):  # two notebooks that want the same stage train it once: the second waits
             if not (folder / "done.json").exists():  # another process may have finished it while we waited
                 _describe(folder, description)
+                gc.collect()  # what an earlier stage has left in cycles fills the device until then
                 several, job, how = processes or distributed.processes(), (stage, mixture, base, tokenizer, folder), (sharding, wanted)
                 _run(*job, *how) if several == 1 else distributed.launch(_run, (*job, *how), folder, processes=several)
                 write_atomically(folder / "done.json", json.dumps({"steps": stage.steps}) + "\n")
@@ -110,7 +112,6 @@ def train_base(profile, size, prepared, *, seed=0, base_model=""):
 def inject(profile, size, base, mixture, *, name, seed=0):
     """Continued pre-training (PMC-LLaMA stage 1, knowledge injection) on a mixture of corpora.mixed."""
     packed = next(iter(mixture.values()))[0]
-    # The 5M model takes a higher rate than the 2M one: in trials at 1.2, 2.4 and 4.0e-3 it learned more with every step up.
     rate = profile.injection_learning_rate * getattr(profile.models.get(size), "learning_rate_scale", 1.0)
     stage = profile_stage(profile, f"inject-{name}-{size}", profile.injection_tokens, packed, learning_rate=rate, seed=seed)
     points = {round(stage.steps * (i + 1) / profile.curve_points) for i in range(profile.curve_points)}
@@ -136,21 +137,22 @@ def profile_stage(profile, name, tokens, packed, *, learning_rate, seed):
 
 # --- the loop ----------------------------------------------------------------------------------------------------------
 def _run(stage, mixture, base, tokenizer, folder, *how):
-    (sharding, speed_ups), (model, tokenizer) = how, _base_model(base, tokenizer, stage.seed)
-    if "position_ids" not in decoder_arguments(model):
-        raise ValueError(f"{type(model).__name__} takes no position ids: packed documents would see each other")
-    if stage.lora_rank:
-        model = add_lora(model, rank=stage.lora_rank, seed=stage.seed)
-        model.peft_config["default"].base_model_name_or_path = str(base)
-    flops, (rank, size) = model_flops_per_token(model, next(iter(mixture.values()))[0].input_ids.shape[1]), distributed.world()
+    (sharding, speed_ups), (rank, size) = how, distributed.world()
+    with torch.device("meta") if rank else contextlib.nullcontext():  # one process reads the weights; `shard` gives the others their part
+        model, tokenizer = _base_model(base, tokenizer, stage.seed)
+        if "position_ids" not in decoder_arguments(model):
+            raise ValueError(f"{type(model).__name__} takes no position ids: packed documents would see each other")
+        if stage.lora_rank:
+            model = add_lora(model, rank=stage.lora_rank, seed=stage.seed)
+            model.peft_config["default"].base_model_name_or_path = str(base)
+    flops, peak = model_flops_per_token(model, next(iter(mixture.values()))[0].input_ids.shape[1]), matmul_peak(stage.precision) * size
     layers = next(part for part in model.get_decoder().children() if isinstance(part, torch.nn.ModuleList))
     speed_up(model, layers, speed_ups)
     model.loss_sum = functools.partial(loss_sum, model)
     if size > 1:
         distributed.shard(model, layers, sharding)
-    # The optimizer works on float32 masters; the model computes in bfloat16 where the hardware is fast at it.
     masters = [weight.detach().float().clone().requires_grad_() for weight in model.parameters() if weight.requires_grad]
-    model.to(getattr(torch, stage.precision))
+    model.to(getattr(torch, stage.precision))  # in bfloat16 where the hardware is fast at it, while the optimizer works on float32 masters
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for master, weight in zip(masters, weights):
         weight.register_post_accumulate_grad_hook(functools.partial(_collect, master))
@@ -158,7 +160,6 @@ def _run(stage, mixture, base, tokenizer, folder, *how):
     first = _resume(folder, stage, masters, optimizer)
     _copy(masters, weights)
     model.train()
-    peak = matmul_peak(stage.precision) * size
     with distributed.checkpoints(folder, asynchronous="asynchronous_checkpoints" in speed_ups) as save:
         for step in range(first, stage.steps):
             start = time.perf_counter()
@@ -167,8 +168,9 @@ def _run(stage, mixture, base, tokenizer, folder, *how):
             loss = _step(model, masters, batch, stage)
             _update(optimizer, masters, weights, rate, stage)
             seconds, tokens = time.perf_counter() - start, batch["input_ids"].numel()
-            _log(folder, step, {"tokens": tokens * (step + 1), "loss": loss, "learning_rate": rate,
-                                "tokens_per_second": tokens / seconds, "mfu": flops * tokens / seconds / peak}, stage)
+            if not rank:
+                _log(folder, step, {"tokens": tokens * (step + 1), "loss": loss, "learning_rate": rate,
+                                    "tokens_per_second": tokens / seconds, "mfu": flops * tokens / seconds / peak}, stage)
             if step + 1 in stage.keep_steps and step + 1 < stage.steps:
                 _save_weights(folder / f"step-{step + 1:06d}", model, tokenizer, masters)
             if (step + 1) % stage.checkpoint_steps == 0 and step + 1 < stage.steps:
@@ -235,8 +237,6 @@ def _base_model(base, tokenizer, seed):
         raise ValueError("a model with random weights needs a tokenizer: train(..., tokenizer=...)")
     return new_model(base, tokenizer, seed=seed).to(best_device()), tokenizer
 def _log(folder, step, row, stage):
-    if distributed.world()[0]:
-        return
     with open(folder / "metrics.jsonl", "a") as stream:
         stream.write(json.dumps({"step": step + 1} | {name: float(f"{value:.6g}") for name, value in row.items()}) + "\n")
     if os.environ.get("PROGRESS_FILE"):

@@ -21,19 +21,26 @@ class World:
     templates: int = 8  # wordings in which books and papers state a fact: the first of those that there are
 
 def load_world(*, number_of_diseases=None, fictional=False, templates=8, seed=0):
-    """Read lib/knowledge, or a seeded subset of its diseases; `fictional` gives every medical term a seeded pseudo-word, the same one everywhere."""
+    """Read lib/knowledge, or a seeded subset of its diseases; `fictional` gives every medical term a seeded pseudo-word, the same one everywhere.
+    A number above that of the diseases adds copies of all, in which every term is a pseudo-word: new facts of the same kind."""
     diseases = [dict(row) for row in read_table("diseases.csv")]
     terms = {row["en"]: {language: row[language] for language in LANGUAGES} for row in read_table("terms.csv")}
     for number, disease in enumerate(diseases, start=2):
         for column in ("name", *ATTRIBUTES):
             if disease[column] not in terms:
                 raise ValueError(f"lib/knowledge/diseases.csv, line {number}, {column}: {disease[column]!r} is not in terms.csv")
+    read, real = tuple(diseases), tuple(terms)
+    for copy in range(1, -(-(number_of_diseases or 0) // len(read))):
+        terms |= {f"{key} {copy}": {} for key in real}
+        diseases += [row | {column: f"{row[column]} {copy}" for column in ("disease_id", "name", *ATTRIBUTES)} for row in read]
     if number_of_diseases is not None and number_of_diseases < len(diseases):
         diseases = random.Random(f"diseases {seed}").sample(diseases, number_of_diseases)
     everyday = ({"kind": row["subject_kind"], "attribute": row["attribute"]}
                 | {slot: {language: row[f"{slot}_{language}"] for language in LANGUAGES} for slot in ("subject", "value")}
                 for row in read_table("everyday.csv"))
-    return World(tuple(diseases), _fictional_terms(terms, seed) if fictional else terms, tuple(everyday), templates)
+    invented = _fictional_terms(terms if fictional else terms.keys() - {*real}, seed)
+    return World(tuple(diseases), invented if fictional else terms | invented, tuple(everyday), templates)
+
 def split_diseases(world, *, test_share=0.5, seed=0):
     """(training diseases, test diseases): exam questions of one part never ask a fact of the other."""
     shuffled = random.Random(f"split {seed}").sample(world.diseases, len(world.diseases))

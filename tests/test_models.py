@@ -1,17 +1,18 @@
 """Models are what their settings say, load from plain folders only, and adapters sit where they should."""
 
-import itertools
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from lib import models
 from lib.corpora import train_tokenizer
-from lib.models import (add_lora, best_device, count_parameters, load_model, load_tokenizer, matmul_rate, model_fingerprint,
+from lib.models import (add_lora, best_device, load_model, load_tokenizer, matmul_rate, model_fingerprint,
                         new_model, training_flops_per_token)
 from lib.profiles import ARCHITECTURES, Architecture
 
@@ -49,7 +50,7 @@ def test_parameters_of_a_tiny_model_by_hand(tokenizer):
     by_hand = 300 * 32 + 2 * block + 32
     assert by_hand == 30_240
     model = new_model(SMALL, tokenizer, seed=0)
-    assert count_parameters(model) == by_hand
+    assert model.num_parameters() == by_hand
     assert model.lm_head.weight is model.model.embed_tokens.weight, "tied weights count once"
 
 
@@ -57,7 +58,7 @@ def test_parameters_of_a_tiny_model_by_hand(tokenizer):
 def test_the_sizes_are_called_what_they_are(tokenizer, name, least, most):
     """2M, 3M and 5M are names in every table: within a tenth of what they say."""
     with torch.device("meta"):  # sizes without memory
-        assert least < count_parameters(new_model(ARCHITECTURES[name], tokenizer, seed=0)) < most
+        assert least < new_model(ARCHITECTURES[name], tokenizer, seed=0).num_parameters() < most
 
 
 def test_flops_per_token_by_hand():
@@ -66,11 +67,12 @@ def test_flops_per_token_by_hand():
 
 
 def test_matmul_rate_counts_two_operations_per_multiply_add(monkeypatch):
-    """With a clock that ticks a second per reading, four products of 16 x 16 matrices take 'one second': 4 x 2 x 16^3."""
-    ticks = itertools.count()
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
-    assert matmul_rate(size=16, repeats=2) == 4 * 2 * 16 ** 3
-    assert next(ticks) == 4, "two readings a repeat"
+    """Where the best product of 16 x 16 matrices takes half a second: 2 x 16^3 operations in it."""
+    said = iter([1.0, 0.5, 2.0])
+    monkeypatch.setattr(models.Timer, "timeit", lambda timer, number: SimpleNamespace(mean=next(said)))
+    assert matmul_rate(size=16, repeats=3) == 2 * 2 * 16 ** 3
+    monkeypatch.undo()
+    assert matmul_rate(size=64, repeats=2) > 1e6
 
 
 # --- new models ------------------------------------------------------------------------------------------------------

@@ -1,13 +1,19 @@
 """What the papers print, costs worked out by hand, and how far predicted hours are from printed ones."""
 
+import json
+import os
+from dataclasses import replace
+from unittest import mock
+
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from lib import batch, results, training, world
-from lib.models import add_lora, count_parameters, training_flops_per_token
-from lib.profiles import get_profile
+from lib import batch, corpora, models, profiles, results, tables, training, world
+from lib.models import add_lora, llama_config, training_flops_per_token
+from lib.profiles import ARCHITECTURES, get_profile
 
 PAPERS = world.read_yaml("recipes.yaml")
 RECIPES = PAPERS["recipes"]
@@ -68,7 +74,7 @@ def test_a_published_shape_gives_the_published_number_of_weights(name):
     shape = {key: value for key, value in PAPERS["shapes"][name].items() if key not in ("parameters", "source")}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**shape))
-    assert count_parameters(model) == PAPERS["shapes"][name]["parameters"]
+    assert model.num_parameters() == PAPERS["shapes"][name]["parameters"]
 
 
 def test_adapters_by_hand():
@@ -141,3 +147,71 @@ def test_every_stage_of_the_notebooks_is_planned_once():
     plain = get_profile("small")
     stage = training.profile_stage(plain, "x", 1_200_000, type("Packed", (), {"input_ids": torch.zeros(0, 128)}), learning_rate=1.0, seed=0)
     assert (stage.steps, stage.rows_per_step, stage.micro_batch_size) == (469, 20, 20)
+
+
+def test_h200_has_350_million_weights_and_ten_times_the_facts():
+    """And a step's 80 rows hold 15:4:1 exactly."""
+    profile = get_profile("h200")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(llama_config(profile.models["350M"]))
+    assert model.num_parameters() == pytest.approx(350e6, rel=0.03)
+    full, large = (world.load_world(number_of_diseases=get_profile(name).number_of_diseases) for name in ("full", "h200"))
+    facts = [{world.fact_id(disease, attribute) for disease in known.diseases for attribute in world.ATTRIBUTES} for known in (full, large)]
+    assert len(facts[1]) == 10 * len(facts[0]) == 8400
+    assert profile.tokens_per_step / profile.sequence_length % 20 == 0
+    assert profile.micro_batch_tokens % profile.sequence_length == 0
+
+
+@pytest.mark.slow
+def test_the_plan_of_h200_is_one_of_minutes(tmp_path, monkeypatch):
+    """What 02 trains, at 40 % of the peak, leaves more than half of ten minutes for corpora and exams; so do the stages that 04 adds."""
+    monkeypatch.setenv("RESULTS_ROOT", str(tmp_path))
+    assert batch.main(["02", "04", "--profile", "h200", "--dry-run"]) == 0
+    plan = pd.read_csv(tmp_path / "h200" / "15_training_cost" / "tables" / "plan.csv").set_index("stage")
+    for number, stages in (("02", 3), ("04", 7)):
+        own = plan.loc[[name for name in plan.index if name.startswith(number)]]
+        assert len(own) == stages
+        assert 60 * own["hours"].sum() < 5
+        assert own["GB_per_device"].max() < 141
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["02_knowledge_injection", "04_ablations"])
+def test_a_notebook_runs_with_the_profile_h200_shrunk(tmp_path, monkeypatch, name):
+    """Every cell, with diseases that are copies, on a model of two layers: what is left untried is the device."""
+    few = {"number_of_diseases": 150, "base_tokens": 4096, "injection_tokens": 8192, "tokens_per_step": 2560, "sequence_length": 128, "curve_points": 2,
+           "book_copies": 1, "papers": 20, "web_pages": 60, "general_pages": 40, "training_questions": 12, "test_items": 12, "checkpoint_steps": 2}
+    tiny = replace(get_profile("h200"), models={"350M": ARCHITECTURES["TINY"]}, speed_ups=("asynchronous_checkpoints",), **few)
+    monkeypatch.setitem(profiles.PROFILES, "h200", tiny)
+    for variable in ("RUNS_ROOT", "RESULTS_STAGING"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    job, names = batch.read_job(results.REPOSITORY / "notebooks" / f"{name}.ipynb", "h200"), {}
+    for cell in job.cells:
+        if cell["cell_type"] == "code":
+            exec(cell["source"].replace('PROFILE = "small"', 'PROFILE = "h200"'), names)
+    findings = json.loads((tmp_path / "RESULTS_STAGING" / "findings.json").read_text())
+    assert findings["chance"] == 0.25
+    assert any("350M" in folder.name for folder in (tmp_path / "RUNS_ROOT").iterdir())
+    assert names["profile"].number_of_diseases == 150
+
+
+@pytest.mark.slow
+def test_shapes_for_a_gpu_are_measured_with_their_sizes_shrunk(tmp_path, monkeypatch):
+    """The cell of notebook 10 that takes 125M, 1B and 8B on a GPU, each tuned whole and by LoRA: it leaves neither model nor adapter on the disk,
+    which would be 32 GB for each stage of 8B."""
+    tiny = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 600, "num_attention_heads": 4, "num_key_value_heads": 2}
+    throughput = dict.fromkeys(PAPERS["throughput"], tiny)
+    monkeypatch.setattr(world, "read_yaml", lambda name: PAPERS | {"throughput": throughput})
+    monkeypatch.setenv("RESULTS_STAGING", str(tmp_path / "results"))
+    monkeypatch.setattr(training, "matmul_peak", lambda precision: 1e12)
+    (cell,) = [cell["source"] for cell in batch.read_job(results.REPOSITORY / "notebooks" / "10_throughput.ipynb").cells
+               if "training_sizes" in cell["source"]]
+    names = {"SHAPES": " ".join(throughput), "PROFILE": "smoke", "SEED": 0, "place": tmp_path / "runs", "profile": get_profile("smoke"),
+             "run": results.start_run("10_throughput", {"PROFILE": "smoke"}), "tokenizer": corpora.train_tokenizer(["0 1 2"], 300)}
+    exec(cell, names | {"np": np, "pd": pd, "os": os, "mock": mock, "torch": torch, "LlamaConfig": LlamaConfig, "LlamaForCausalLM": LlamaForCausalLM,
+                        "corpora": corpora, "models": models, "results": results, "tables": tables, "training": training, "world": world})
+    found = pd.read_csv(tmp_path / "results" / "tables" / "training_sizes.csv")
+    assert found[["model", "tuned"]].to_numpy().tolist() == [[size, tuned] for size in throughput for tuned in ("all weights", "LoRA")]
+    assert (found["tokens per second"] > 0).all()
+    assert len(list((tmp_path / "runs").glob("*/done.json"))) == 6
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))

@@ -4,18 +4,20 @@ import gzip
 import hashlib
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from lib import corpora, filters, shards, training, world
+from lib import corpora, distributed, filters, shards, training, world
 from lib.results import REPOSITORY
 
 SETS = ["textbooks", "web_pages"]
@@ -76,6 +78,23 @@ def test_training_reads_the_same_batches_from_shards_as_from_memory(tmp_path):
         one, other = (training.global_batch(step, stage, {name: (data[name], weight) for name, weight in weights.items()}) for data in (memory, disk))
         assert one["count"] == other["count"]
         assert all(torch.equal(one[name], other[name]) for name in ("input_ids", "labels", "position_ids"))
+
+
+def test_rows_are_given_to_processes_by_the_names_of_their_files(tmp_path, monkeypatch):
+    """Each process maps the files itself: what is sent does not grow with them; and rows are plain arrays, which are read four times as fast."""
+    said = shards.write_shard(tmp_path / "web" / "0", [list(range(3, 500))] * 200, 16, bos=1, eos=2, vocabulary_size=600)
+    manifest = {"sequence_length": 16, "vocabulary_size": 600, "shards": [{"source": "web", "name": "web/0"} | said]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    found, sent = shards.load_shards(tmp_path)["web"], []
+    monkeypatch.setattr(distributed.subprocess, "run",
+                        lambda *_, **__: sent.append((tmp_path / "job.pickle").read_bytes()) or SimpleNamespace(returncode=0))
+    distributed.launch(len, (found,), tmp_path, processes=2)
+    assert len(sent[0]) < 2_000 < said["tokens"]
+    _, (again,) = pickle.loads(sent[0])
+    for name in ("input_ids", "labels", "position_ids"):
+        one, other = getattr(found, name), getattr(again, name)
+        assert all(np.array_equal(one[row], other[row]) for row in range(0, len(one), 500))
+        assert {type(array) for pair in other.plain for array in pair} == {np.ndarray}
 
 
 # --- the pipeline ---

@@ -742,8 +742,25 @@ def test_a_number_of_diseases_is_a_seeded_part_of_all(full):
     assert all(disease in full.diseases for disease in small.diseases)
     assert load_world(number_of_diseases=30) == small
     assert load_world(number_of_diseases=30, seed=1).diseases != small.diseases
-    assert load_world(number_of_diseases=10_000) == full == load_world(number_of_diseases=len(full.diseases))
+    assert load_world() == full == load_world(number_of_diseases=len(full.diseases))
     assert small.terms == full.terms
+
+
+def test_more_diseases_than_there_are_have_invented_terms(full):
+    """Ten times the facts: the real diseases first, then copies that share no term with them or with each other, in any language."""
+    large = load_world(number_of_diseases=10 * len(full.diseases))
+    assert large == load_world(number_of_diseases=10 * len(full.diseases))
+    assert len({disease["disease_id"] for disease in large.diseases}) == len(large.diseases) == 10 * len(full.diseases)
+    assert large.diseases[:len(full.diseases)] == full.diseases
+    assert {key: large.terms[key] for key in full.terms} == full.terms
+    columns = ("name", *world.ATTRIBUTES)
+    for language in world.LANGUAGES:
+        parts = [{world.term(large, disease, column, language) for disease in large.diseases[start:start + len(full.diseases)] for column in columns}
+                 for start in range(0, len(large.diseases), len(full.diseases))]
+        assert len(set().union(*parts)) == sum(map(len, parts)), f"{language}: a term in two copies"
+    copied, original = large.diseases[len(full.diseases)], full.diseases[0]
+    assert copied["oldest"] == original["oldest"]
+    assert len(load_world(number_of_diseases=len(full.diseases) + 1).diseases) == len(full.diseases) + 1
 
 
 @pytest.mark.parametrize("make", [world.recall_exam, world.vignette_exam])

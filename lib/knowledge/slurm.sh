@@ -7,7 +7,8 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8              # change: some clusters want --gres=gpu:h200:8
 #SBATCH --cpus-per-task=16
-#SBATCH --mem=256G                     # change: a checkpoint's copy lies in it while it is written, 12 bytes a parameter for all processes together
+#SBATCH --mem=256G                     # change: one process reads the model into it (4 bytes a parameter), and a checkpoint's copy lies in it while
+                                       # it is written, 12 bytes a parameter for all processes together
 #SBATCH --time=24:00:00                # change: to what the partition allows; ./run_all.sh --dry-run says how many hours are needed
 ##SBATCH --partition=NAME              # change, and take one # away; so with the next line
 ##SBATCH --account=NAME
