@@ -95,20 +95,34 @@ def test_gold_of_verdicts(parts):
     for name in ("task117", "task119", "task12", "task16", "task41"):
         counts = Counter(answer for _, answer in cases(parts, name))
         assert min(counts.values()) > 5, f"{name}: {counts}"
-    for name, mark in (("task64", "Options: "), ("taskW01", "Options: "), ("task130", "List: "), ("task131", "List: "), ("taskW06", "List: ")):
-        for said, answer in cases(parts, name):
-            options = said.split(mark)[1].split("; ")
-            assert len(options) == len(set(options)) == 4
-            assert world.bare(answer, "en") in options
+    for name in CHOICES:
+        letters = Counter(answer for _, answer in cases(parts, name))
+        assert set(letters) == set("ABCD")
+        assert max(letters.values()) < 0.5 * sum(letters.values()), f"{name}: one letter is right most of the time, {letters}"
+        assert all(len(set(listed(said).values())) == 4 for said, _ in cases(parts, name))
+
+
+CHOICES = ("task64", "taskW01", "task130", "task131", "taskW06")
+
+
+def listed(said):
+    """{letter: option} of an input that ends with a list."""
+    return dict(option.split(". ", 1) for option in re.split(r"(?:Options|List): ", said)[1].split("; "))
 
 
 def test_facts_of_the_answer_are_those_of_the_world(known, parts):
-    names = {world.term(known, each, "name", "en"): each for each in known.diseases}
-    for said, answer in cases(parts, "task131"):
-        disease = names[re.search(r"Diagnosis: (.*?)\. List", said)[1]]
-        assert answer == world.bare(world.term(known, disease, "treatment", "en"), "en")
+    """The right option is the disease's own, and no other of the four is."""
+    names, seen = {world.term(known, each, "name", "en"): each for each in known.diseases}, Counter()
+    for name, column in (("task131", "treatment"), ("taskW06", "warning")):
+        for said, answer in cases(parts, name):
+            disease = names[re.search(r"Diagnosis: (.*?)\. List", said)[1]]
+            right = world.bare(world.term(known, disease, column, "en"), "en")
+            assert [letter for letter, option in listed(said).items() if option == right] == [answer]
+            seen[name] += 1
     for said, answer in cases(parts, "task130"):
-        assert world.term(known, names[answer], "symptom", "en") in said
+        assert world.term(known, names[listed(said)[answer]], "symptom", "en") in said
+        seen["task130"] += 1
+    assert min(seen.values()) > 30
 
 
 # --- schema --------------------------------------------------------------------------------------------------------------
