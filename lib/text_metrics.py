@@ -38,7 +38,7 @@ def _split(text, language):
         return text.lower().encode("utf-8", "replace").translate(ENGLISH).decode("ascii").split()
     text = unicodedata.normalize("NFKC", text).lower().replace("\u0301", "").replace("\u0300", "")
     if callable(RULES[language]):  # text by text: neighbours do not matter
-        return [word for part in text.split(BORDER) for word in (*RULES[language](part), BORDER) if word == BORDER or any(map(str.isalnum, word))][:-1]
+        return [word for own in text.split(BORDER) for word in (*RULES[language](own), BORDER) if word == BORDER or any(map(str.isalnum, word))][:-1]
     return RULES[language].findall(text)
 
 def rationale_scores(pairs, language):
