@@ -10,8 +10,8 @@ import sys
 import time
 import zipfile
 import zlib
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 import pandas as pd
 import pypdf
@@ -25,7 +25,6 @@ BAD = (ValueError, TypeError, AttributeError, LookupError, OSError, EOFError, zl
        pypdf.errors.PyPdfError, pypdf.errors.DependencyError)
 LONGEST = 50_000_000  # bytes of one record: a longer line is a file that has lost its line ends
 csv.field_size_limit(2**31 - 1)  # whole articles stand in one cell of HealthFact
-Source = namedtuple("Source", "name kind folder files licence citation languages splits usual entry")  # entry: all that sources.yaml says of a set
 def _named(error, place):  # an error as a person needs it: what was wrong, where, and what to do
     if isinstance(error, UnicodeDecodeError):
         return ValueError(f"{place}: not UTF-8 at byte {error.start}; convert the file")
@@ -98,9 +97,17 @@ def _whole_text(path):  # for HoC with its labels: < A--detail AND B < .. with a
     beside = path.parent.parent / "labels" / path.name
     named = {name.strip() for name in re.split(r"<|AND", beside.read_text("utf-8-sig"))} - {"", "NULL"} if beside.exists() else ()
     yield str(path), {"text": path.read_text("utf-8-sig"), "details": sorted(named), "labels": sorted({name.split("--")[0] for name in named})}
-def _icd10cm_lines(path):  # order number, code, 1 if it can be billed, short and long description, at fixed columns
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
-        yield f"{path}, line {number}", {"code": line[6:14], "category": line[6:9], "billable": line[14:15] == "1", "description": line[77:]}
+def _lines(path, pattern, concepts=()):  # the named groups of a pattern that every line has; UMLS concepts get their preferred English names
+    names, pattern = _concept_names(path.with_name("MRCONSO.RRF")) if concepts else {}, re.compile(pattern)
+    with path.open(encoding="utf-8-sig", newline="\n") as stream:
+        for number, line in enumerate(stream, start=1):
+            place, found = f"{path}, line {number}", pattern.match(line)
+            fields = found.groupdict() | {f"{name}_name": names.get(found[name]) for name in concepts} if found else {}
+            yield place, fields or ValueError(f"{place}: {line[:30]!r} lacks {', '.join(pattern.groupindex)} at their places; fetch the file again")
+@functools.lru_cache(maxsize=1)
+def _concept_names(path):
+    with path.open(encoding="utf-8-sig", newline="\n") as stream:
+        return dict(found.groups() for found in map(re.compile(ENTRIES["umls"]["names"]).match, stream) if found)
 def _pubtator_documents(path):  # title, abstract and mentions with character spans, without the relations of BC5CDR
     for block in re.split(r"\n\s*\n", path.read_text("utf-8-sig").strip("\n")):
         title, abstract, *lines = block.split("\n")
@@ -172,6 +179,7 @@ def detokenise(text):
     return re.sub(r" (n't|'(?:s|re|ve|ll|d|m))\b", r"\1", text)
 
 CLEANERS = {"step": lambda text: text.replace("stfep", "step"),  # one item of MedQA has the typo
+            "spaced": lambda text: text.replace("_", " "),
             "one_line": lambda text: detokenise(" ".join(text.split())),  # below: [doctor] hi , brian . -> Doctor: hi, brian.
             "said": lambda text: detokenise(re.sub(r"(?m)^\[(\w)(\w*)\] ?", lambda tag: f"{tag[1].upper()}{tag[2]}: ", text))}
 def _item(fields, entry, place, right_place):  # options may be a dict or a list, several right answers become "A,C"
@@ -266,7 +274,8 @@ def _record(source, split, number, native):  # as one of ours; None where the se
     if record.get("_lines") and "metadata" not in record:
         record["metadata"] = record["_lines"][record["paper_id"].encode()]()
     for field, values in entry.get("only", {}).items():
-        if not str(_value(record, field) or "").strip() if values == "filled" else _value(record, field) not in values:
+        found = _value(record, field)
+        if not str(found or "").strip() if values == "filled" else not {*(found if isinstance(found, list) else [found])} & {*values}:
             return None
     record |= {field: CLEANERS[how](record[field]) for field, how in entry.get("clean", {}).items() if isinstance(record.get(field), str)}
     return _framed(source, split, record, place)
@@ -300,10 +309,6 @@ def available(data_dir):
     """Names of the sets whose folder is in data_dir, or that are on the hub."""
     return [name for name, source in SOURCES.items() if ("hub" in source.entry if data_dir == "hub" else (Path(data_dir) / source.folder).is_dir())]
 
-def splits(data_dir, name):
-    """The splits of a set whose native files are there."""
-    return _opened(data_dir, name)[1]
-
 def load_corpus(data_dir, names=None, **how):
     """Training text of the named sets: records {text, source, language, id, meta}. Default: all that are there, but the large ones.
     Left out: the publishers' test splits, and from every set the abstracts (by PubMed id) of PubMedQA's test questions."""
@@ -332,9 +337,8 @@ def split_documents(records, *, test_share, seed):
     return parts
 def _declared(name, own):  # a set that is read in a second way (of: ..) takes what it does not say from the first
     entry = {key: value for key, value in (ENTRIES.get(own.get("of"), {}) | own).items() if value is not None}
-    files, said = tuple(split["files"] for split in entry["splits"].values()), {"usual": next(iter(entry["splits"]))} | entry
-    said |= {"name": name, "languages": tuple(entry["languages"]), "files": files, "entry": entry}
-    return Source(**{field: said[field] for field in Source._fields})
+    usual = {"usual": next(iter(entry["splits"]))}
+    return SimpleNamespace(**usual | entry | {"name": name, "languages": tuple(entry["languages"]), "entry": entry})
 
 ENTRIES = read_yaml("sources.yaml")
 SOURCES = {name: _declared(name, own) for name, own in ENTRIES.items()}
@@ -346,15 +350,12 @@ def inventory(data_dir):  # a line for each set and split that is there: set, sp
         yield {"set": name, "split": split, "records": count, "expected": SOURCES[name].splits[split]["count"] or "-",
                "seconds": time.perf_counter() - started, "problems": problems}
 
-def data_cards():  # Markdown, one card for each set
-    return fill_template("data_cards.md", sources=SOURCES.values())
-
 def main(arguments):
     """usage: python -m lib.sources DATA_DIR (a folder with data sets: what is there) or --cards (writes results/data_cards.md)"""
     if len(arguments) != 1 or arguments != ["--cards"] and not available(arguments[0]):
         sys.exit(main.__doc__)
     if arguments == ["--cards"]:
-        return write_atomically(results_root() / "data_cards.md", data_cards())
+        return write_atomically(results_root() / "data_cards.md", fill_template("data_cards.md", sources=SOURCES.values()))
     print(f"{'set':28} {'split':14} {'records':>9} {'expected':>9} {'seconds':>8}")
     for row in inventory(arguments[0]):
         print("{set:28} {split:14} {records:9,} {expected:>9} {seconds:8.2f}".format(**row), *row["problems"][-5:], sep="\n    ")

@@ -4,7 +4,7 @@ from functools import cache
 import jinja2
 from lib import world
 from lib.text_metrics import entity_list
-DECLARED = world.read_yaml("tasks.yaml")
+DECLARED, SEEDS = world.read_yaml("tasks.yaml"), world.read_yaml("seeds.yaml")
 
 @jinja2.pass_context
 def _tell(context, pool):
@@ -20,11 +20,10 @@ def world_tasks(known, diseases, *, instances, seed, split="train"):
     made = {}
     for name, entry in DECLARED["world"].items():
         cases = {}
-        for number in range(3 * instances):  # some tasks have fewer different instances than are wanted
-            said, answer, of = render(name, {"draw": random.Random(f"{name} {seed} {number}"), "about": about, "words": world.wordings("en")})
-            cases.setdefault((said, answer), {"id": f"{name}-{of}-{number}", "input": said, "output": [answer]})
-            if len(cases) == instances:
-                break
+        for number in range(3 * instances):
+            if len(cases) < instances:  # some tasks have fewer different instances than are wanted
+                said, answer, of = render(name, {"draw": random.Random(f"{name} {seed} {number}"), "about": about, "words": world.wordings("en")})
+                cases.setdefault((said, answer), {"id": f"{name}-{of}-{number}", "input": said, "output": [answer]})
         made[name] = make_task(entry, list(cases.values()), source="controlled world", split=split)
     return made
 
@@ -39,16 +38,17 @@ def _template(name, part):
     return JINJA.from_string(begin + entry["input"] + "\0" + entry["output"] + "\0" + ("{{ terms.disease_id }}" if part == "world" else "{{ id }}"))
 
 def make_task(entry, instances, *, source, split):
-    """A task in the published schema, from what tasks.yaml says of it and instances {id, input, output: [text]}."""
-    return DECLARED["schema"] | {"Contributors": [source], "Source": [source], "Categories": [entry["category"]], "Definition": [entry["definition"]],
+    """A task in the published schema, from what tasks.yaml says of it, its seed instructions, and instances {id, input, output: [text]}."""
+    wordings = SEEDS.get(entry["title"]) or [frame.format(definition=entry["definition"]) for frame in DECLARED["rewrites"]]
+    return DECLARED["schema"] | {"Contributors": [source], "Source": [source], "Categories": [entry["category"]], "Definition": wordings,
                                  "Domains": ["Healthcare", entry["domain"]], "Split Type": split, "Instances": instances}
 
 def ask(name, task, instance, training, *, seed, num_fewshot=0, unseen=False, form="paper"):
-    """The instruction record of one instance, under a definition drawn by seed and after `num_fewshot` solved cases.
+    """The instruction record of one instance, under one of its definitions, drawn by seed, and after `num_fewshot` solved cases.
     Cases are drawn from the same task of `training`, never one with the same input. form: how cases are joined, one of prompts.yaml's."""
     draw = random.Random(f"{name} {instance['id']} {seed}")
-    wording = draw.choice(DECLARED["rewrites"]["unseen" if unseen else "training"])
-    instruction, pool = wording.format(definition=task["Definition"][0]), training[name]["Instances"] if num_fewshot else ()
+    instruction = draw.choice(task["Definition"][10:] if unseen else task["Definition"][:10])  # of fifteen; the last five are never trained on
+    pool = training[name]["Instances"] if num_fewshot else ()
     cases = [case for case in draw.sample(pool, min(len(pool), num_fewshot + 9)) if case["input"] != instance["input"]][:num_fewshot]
     if len(cases) < num_fewshot:
         raise ValueError(f"{name}: {num_fewshot} few-shot cases are wanted, the training split has {len(cases)} other than the item")

@@ -174,6 +174,30 @@ def test_dialogues_and_graph_records_are_true(known, language):
         assert not value or value == world.term(known, names[name], inside[0], language)
 
 
+def test_rationales_by_option_are_true(known):
+    """PMC-LLaMA's second form: one option is TRUE for the disease that is asked, each FALSE one is explained by the disease that it belongs to."""
+    words, letters, seen = wordings("en"), Counter(), Counter()
+    for record in instructions.world_records("option-wise", known, "en", known.diseases, records=60, seed=0):
+        asked, options = re.fullmatch(r"###Question: (.*)\n###Options: A\. (.*)", record["input"]).groups()
+        options = dict(zip("ABCD", re.split(r" [BCD]\. ", options), strict=True))
+        judged = re.findall(r"Option ([A-D]) is (TRUE|FALSE)\. (.*?)(?= Option [A-D] is | The answer is )", record["output"])
+        (right,) = (letter for letter, verdict, _ in judged if verdict == "TRUE")
+        assert [letter for letter, _, _ in judged] == ["A", "B", "C", "D"]
+        assert record["output"].endswith(f" The answer is {options[right]}. OPTION {right} IS CORRECT.")
+        ((disease, attribute),) = ((each, a) for each in known.diseases for a in ATTRIBUTES for template in words["attributes"][a]["question"]
+                                   if world.sentence(known, each, a, "en", template) == asked)
+        assert options[right] == world.bare(world.term(known, disease, attribute, "en"), "en")
+        for letter, verdict, reason in judged:
+            pool = words["attributes"][attribute]["rationale"] if verdict == "TRUE" else words["relation"][attribute]
+            about = {world.term(known, each, attribute, "en") for each in known.diseases for template in pool
+                     if world.sentence(known, each, attribute, "en", template) == reason and (each is disease) == (verdict == "TRUE")}
+            assert {world.bare(text, "en") for text in about} == {options[letter]}, record
+        letters[right] += 1
+        seen[attribute] += 1
+    assert set(letters) == set("ABCD")
+    assert set(seen) == set(ATTRIBUTES)
+
+
 # --- labels --------------------------------------------------------------------------------------------------------------
 
 def test_examples_begin_and_end_as_the_model_expects(tokenizer):

@@ -4,6 +4,8 @@ import csv
 import gzip
 import json
 import random
+import re
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -231,7 +233,7 @@ def test_every_entry_of_the_table_says_what_it_must():
         assert all({"files", "count"} <= set(split) for split in source.splits.values())
         assert source.usual in (*source.splits, "all")
         assert all(len(source.entry[key]["revision"]) == 40 for key in ("hub",) if key in source.entry)
-        assert all([source.folder, source.files, source.licence, source.citation, source.languages])
+        assert all([source.folder, source.licence, source.citation, source.languages])
 
 
 # --- the public files (counts: the README of the data folder) ---
@@ -340,7 +342,32 @@ def test_instruction_twins():
     assert [(r["meta"]["part"], r["output"]) for r in twin("pmc_llama_instructions")[0]] == [
         ("medqa_train", "###Answer: OPTION A IS CORRECT."), ("umls", "It is a made-up fever.")]
     assert [(r["id"], r["input"], r["output"]) for r in twin("umls")[0]] == [
-        ("umls-1", "Blue fever", "A made-up fever."), ("umls-relations-1", "Red moss\nBlue fever", "causative agent of")]
+        ("umls-1", "Blue fever", 'A made-up fever, "blue" by name.'), ("umls-relations-1", 'Red "moss"\nBlue fever', "causative agent of")]
+
+
+def test_umls_rows_by_hand(tmp_path):
+    """Preferred, English, current names alone; bars end every cell; a relation reads from the second concept to the first; bad lines are named."""
+    shutil.copytree(TWINS / "umls", tmp_path / "umls")
+    relations = tmp_path / "umls" / "MRREL.RRF"
+    relations.write_text("C0000001|cut short\n" + relations.read_text().replace("causative_agent_of", "caused_by") + "\n")
+    problems = []
+    (found,) = sources.read_records(tmp_path, "umls", split="relations", on_error="skip", problems=problems)
+    assert (found["input"], found["output"]) == ('Red "moss"\nBlue fever', "caused by")
+    assert [re.search(r"MRREL.RRF, line (\d): '.*' lacks CUI1, CUI2, RELA, SUPPRESS at their places", text)[1] for text in problems] == ["1", "5"]
+    with pytest.raises(ValueError, match=r"MRREL\.RRF, line 1: 'C0000001\|cut short\\n' lacks CUI1, .*; fetch the file again"):
+        list(sources.read_records(tmp_path, "umls", split="relations"))
+    (tmp_path / "umls" / "MRCONSO.RRF").unlink()
+    with pytest.raises(FileNotFoundError, match=r"MRCONSO\.RRF"):
+        list(sources.read_records(tmp_path, "umls"))
+
+
+def test_other_domains_of_super_natural_instructions_are_left_out(tmp_path):
+    """MedS-Ins keeps the tasks of Healthcare and of Medicine; a task may have several domains."""
+    native = json.loads((TWINS / "superni_task181/tasks/task901_invented.json").read_text())
+    for number, domains in enumerate((["Sports"], ["News", "Healthcare"], [], ["Medicine"], ["Medicine of cars"])):
+        write(tmp_path / f"superni_task181/tasks/task{number}.json", native | {"Domains": domains})
+    assert [record["id"] for record in sources.read_records(tmp_path, "super_natural_instructions", split="tasks")] == [
+        "super_natural_instructions-tasks-tasks-task1", "super_natural_instructions-tasks-tasks-task3"]
 
 
 def test_tasks_are_kept_as_they_are_and_checked(tmp_path):
@@ -535,7 +562,7 @@ def test_the_table_of_what_is_there(native, capsys):
 def test_the_committed_cards_are_those_of_the_table(places):
     sources.main(["--cards"])
     written = (places / "results_root/data_cards.md").read_text()
-    assert written == sources.data_cards() == (REPOSITORY / "results/data_cards.md").read_text()
+    assert written == (REPOSITORY / "results/data_cards.md").read_text()
     assert written.count("\n## ") == len(sources.SOURCES)
     for word in ("Title", "Licence", "Citation", "Languages", "Records", "Restrictions", "Obtain"):
         assert written.count(f"\n- **{word}:** ") == len(sources.SOURCES)
@@ -775,7 +802,6 @@ def book_pdf(path, pages):
 def test_a_book_as_pdf_is_cleaned_to_its_sentences(tmp_path):
     book_pdf(tmp_path / "textbooks/medicine.pdf", PAGES)
     write(tmp_path / "textbooks/anatomy.txt", "The liver makes bile.")
-    assert sources.splits(tmp_path, "textbooks") == ["text", "pdf"]
     raw = {record["id"]: record for record in sources.load_corpus(tmp_path, ["textbooks"])}
     assert list(raw) == ["textbooks-anatomy", "textbooks-medicine"]
     book = raw["textbooks-medicine"]

@@ -95,20 +95,34 @@ def test_gold_of_verdicts(parts):
     for name in ("task117", "task119", "task12", "task16", "task41"):
         counts = Counter(answer for _, answer in cases(parts, name))
         assert min(counts.values()) > 5, f"{name}: {counts}"
-    for name, mark in (("task64", "Options: "), ("taskW01", "Options: "), ("task130", "List: "), ("task131", "List: "), ("taskW06", "List: ")):
-        for said, answer in cases(parts, name):
-            options = said.split(mark)[1].split("; ")
-            assert len(options) == len(set(options)) == 4
-            assert world.bare(answer, "en") in options
+    for name in CHOICES:
+        letters = Counter(answer for _, answer in cases(parts, name))
+        assert set(letters) == set("ABCD")
+        assert max(letters.values()) < 0.5 * sum(letters.values()), f"{name}: one letter is right most of the time, {letters}"
+        assert all(len(set(listed(said).values())) == 4 for said, _ in cases(parts, name))
+
+
+CHOICES = ("task64", "taskW01", "task130", "task131", "taskW06")
+
+
+def listed(said):
+    """{letter: option} of an input that ends with a list."""
+    return dict(option.split(". ", 1) for option in re.split(r"(?:Options|List): ", said)[1].split("; "))
 
 
 def test_facts_of_the_answer_are_those_of_the_world(known, parts):
-    names = {world.term(known, each, "name", "en"): each for each in known.diseases}
-    for said, answer in cases(parts, "task131"):
-        disease = names[re.search(r"Diagnosis: (.*?)\. List", said)[1]]
-        assert answer == world.bare(world.term(known, disease, "treatment", "en"), "en")
+    """The right option is the disease's own, and no other of the four is."""
+    names, seen = {world.term(known, each, "name", "en"): each for each in known.diseases}, Counter()
+    for name, column in (("task131", "treatment"), ("taskW06", "warning")):
+        for said, answer in cases(parts, name):
+            disease = names[re.search(r"Diagnosis: (.*?)\. List", said)[1]]
+            right = world.bare(world.term(known, disease, column, "en"), "en")
+            assert [letter for letter, option in listed(said).items() if option == right] == [answer]
+            seen[name] += 1
     for said, answer in cases(parts, "task130"):
-        assert world.term(known, names[answer], "symptom", "en") in said
+        assert world.term(known, names[listed(said)[answer]], "symptom", "en") in said
+        seen["task130"] += 1
+    assert min(seen.values()) > 30
 
 
 # --- schema --------------------------------------------------------------------------------------------------------------
@@ -150,10 +164,8 @@ def test_forms_by_hand():
     """As the paper prints them and as the released code joins them; a brace in a text is no template."""
     task = {"Definition": ["Name it."], "Instances": [{"id": "a-b-1", "input": "x {{ 1 }}", "output": ["y"]}]}
     item = {"id": "a-c-2", "input": "q", "output": ["r"]}
-    wordings = [text.format(definition="Name it.") for text in tasks.DECLARED["rewrites"]["training"]]
     zero = tasks.ask("t", task, item, {}, seed=0)
-    assert (zero["input"], zero["output"]) == ("q", "r")
-    assert zero["instruction"] in wordings
+    assert zero == {"instruction": "Name it.", "input": "q", "output": "r"}
     paper = tasks.ask("t", task, item, {"t": task}, seed=0, num_fewshot=1)["instruction"]
     assert paper == (f"Case1: Input: x {{{{ 1 }}}}, Output: y\n{zero['instruction']} "
                      "Please learn from the few-shot cases to see what content you have to output.")
@@ -161,15 +173,34 @@ def test_forms_by_hand():
     assert released.startswith("Input:\nx {{ 1 }}\n\nOutput:\ny\n\n\n")
 
 
+def test_every_task_has_fifteen_wordings_of_its_own(parts):
+    """The first is its definition, no two are the same, none is of another task, and each says what form of answer is wanted where there are two."""
+    entries, training = tasks.DECLARED["world"], parts[0]
+    assert set(tasks.SEEDS) == {entry["title"] for entry in entries.values()}
+    for name, entry in entries.items():
+        assert training[name]["Definition"] == tasks.SEEDS[entry["title"]]
+        assert training[name]["Definition"][0] == entry["definition"]
+    pooled = [text for pool in tasks.SEEDS.values() for text in pool]
+    assert len(pooled) == len({re.sub(r"\W", "", text).casefold() for text in pooled}) == 15 * len(entries)
+    answers = {name: {answer for _, answer in cases(parts, name)} for name in entries}
+    for name in (name for name, some in answers.items() if some <= {"True", "False"}):
+        assert all("True" in text or "False" in text for text in training[name]["Definition"])
+    for name in CHOICES:
+        assert all("letter" in text.casefold() for text in training[name]["Definition"])
+    for name in ("task41", "task16"):
+        assert all(answer in text.casefold() for text in training[name]["Definition"] for answer in answers[name])
+    public = tasks.make_task(tasks.DECLARED["public"]["task114"], [], source="meqsum", split="train")["Definition"]
+    assert len(set(public)) == 15
+    assert public[0] == tasks.DECLARED["public"]["task114"]["definition"]
+
+
 def test_wordings_for_training_are_never_asked_as_unseen(parts):
     training, test = parts
-    frames = tasks.DECLARED["rewrites"]
-    assert len(frames["training"]) + len(frames["unseen"]) == 15
-    assert not set(frames["training"]) & set(frames["unseen"])
-    asked = [{tasks.ask("task41", test["task41"], case, training, seed=seed, unseen=unseen)["instruction"] for seed in range(9)
-              for case in test["task41"]["Instances"]} for unseen in (False, True)]
-    assert not asked[0] & asked[1]
-    assert [len(each) for each in asked] == [10, 5]
+    for name in ("task41", "task64", "task114"):
+        asked = [{tasks.ask(name, test[name], case, training, seed=seed, unseen=unseen)["instruction"] for seed in range(9)
+                  for case in test[name]["Instances"]} for unseen in (False, True)]
+        assert not asked[0] & asked[1]
+        assert [len(each) for each in asked] == [10, 5]
 
 
 # --- entity lists ------------------------------------------------------------------------------------------------------------
