@@ -308,6 +308,9 @@ def read_records(data_dir, name, *, split=None, on_error="stop", problems=None, 
 def available(data_dir):
     """Names of the sets whose folder is in data_dir, or that are on the hub."""
     return [name for name, source in SOURCES.items() if ("hub" in source.entry if data_dir == "hub" else (Path(data_dir) / source.folder).is_dir())]
+def splits(data_dir, name):
+    """The splits of a set whose native files are there."""
+    return _opened(data_dir, name)[1]
 
 def load_corpus(data_dir, names=None, **how):
     """Training text of the named sets: records {text, source, language, id, meta}. Default: all that are there, but the large ones.
@@ -342,14 +345,13 @@ def _declared(name, own):  # a set that is read in a second way (of: ..) takes w
 
 ENTRIES = read_yaml("sources.yaml")
 SOURCES = {name: _declared(name, own) for name, own in ENTRIES.items()}
-
-def inventory(data_dir):  # a line for each set and split that is there: set, split, records, expected, seconds, problems
+def inventory(data_dir):
+    """A line for each set and split that is there: set, split, records, expected, seconds, problems."""
     for name, split in ((each, part) for each in available(data_dir) for part in SOURCES[each].splits if _there(data_dir, SOURCES[each], part)):
         started, problems = time.perf_counter(), []
         count = sum(len(record.get("Instances", "1")) for record in read_records(data_dir, name, split=split, on_error="skip", problems=problems))
         yield {"set": name, "split": split, "records": count, "expected": SOURCES[name].splits[split]["count"] or "-",
                "seconds": time.perf_counter() - started, "problems": problems}
-
 def main(arguments):
     """usage: python -m lib.sources DATA_DIR (a folder with data sets: what is there) or --cards (writes results/data_cards.md)"""
     if len(arguments) != 1 or arguments != ["--cards"] and not available(arguments[0]):

@@ -24,7 +24,6 @@ PATHS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in PATHS]
 EVERY = pytest.mark.parametrize("name", NAMES)
 CODE_LINES, CELLS = 25, 30
-LONGER = {"03_instruction_tuning": 39, "06_clinical_tasks": 51, "10_throughput": 45}  # to be brought down to CELLS
 
 
 def cells_of(path):
@@ -107,7 +106,7 @@ def test_code_cells_are_short_and_introduced(name):
 
 @EVERY
 def test_a_notebook_is_read_in_one_go(name):
-    assert 15 <= len(source_cells(name)) <= LONGER.get(name, CELLS)
+    assert 15 <= len(source_cells(name)) <= CELLS
 
 
 @EVERY
