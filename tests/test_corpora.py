@@ -310,7 +310,7 @@ def test_a_mixture_without_one_of_its_sources_is_refused():
     packed = pack_documents([[5]], 4, bos=1, eos=2)
     prepared = Prepared(None, {}, {"paper": packed, "general": packed}, {}, [])
     assert mixed(prepared, "papers") == {"paper": (packed, 19), "general": (packed, 1)}
-    with pytest.raises(ValueError, match="'papers_books' needs the source book; there are paper, general"):
+    with pytest.raises(ValueError, match="'papers_books' needs the source book, there are paper, general; results/data_cards.md"):
         mixed(prepared, "papers_books")
 
 

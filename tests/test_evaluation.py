@@ -445,7 +445,7 @@ def test_real_exams_are_read_by_language_and_split(shared_data):
     assert {"pubmedqa en", "frenchmedmcqa fr", "rumeddanet ru", "casimedicos es"} <= set(train)
     assert not {"medqa_us_4opt en", "medmcqa en", "igakuqa ja"} & set(train), "their training splits are not there"
     for name, items in test.items():
-        assert len(items) == profile.test_items
+        assert 100 < len(items) <= profile.test_items  # the smallest set has 117
         assert all(item["answer_idx"] for item in items), "items without options cannot be asked"
         assert not {item["id"] for item in items} & {item["id"] for item in train.get(name, ())}
         benchmarks.make_exam(name, items)

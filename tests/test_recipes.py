@@ -185,7 +185,7 @@ def test_a_notebook_runs_with_the_profile_h200_shrunk(tmp_path, monkeypatch, nam
     monkeypatch.setitem(profiles.PROFILES, "h200", tiny)
     for variable in ("RUNS_ROOT", "RESULTS_STAGING"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
-    job, names = batch.read_job(results.REPOSITORY / "notebooks" / f"{name}.ipynb", "h200"), {}
+    job, names = batch.read_job(results.REPOSITORY / "notebooks" / f"{name}.ipynb", "h200"), {"display": print}
     for cell in job.cells:
         if cell["cell_type"] == "code":
             exec(cell["source"].replace('PROFILE = "small"', 'PROFILE = "h200"'), names)
