@@ -112,7 +112,7 @@ def crossed_mean(values, *, seed: int, replicates: int = 2_000) -> Estimate:
     """Mean of values (facts, repeats) with an interval for other facts and other repeats (seeds of training): both are drawn (Owen 2007's
     pigeonhole bootstrap); of one repeat, the facts alone. Where nothing varies it is the Clopper-Pearson limit of 0/n to either side.
     >>> print([round(float(number), 2) for number in crossed_mean([[1, 1], [0, 1], [1, 0], [1, 1]], seed=0)[:3]])
-    [0.75, 0.38, 1.0]"""
+    [0.75, 0.5, 1.0]"""
     rows, rng = _rows(values), np.random.default_rng(seed)
     facts, repeats = (rng.multinomial(n, np.full(n, 1 / n), replicates) / n for n in rows.shape)
     low, high = _percentiles(np.einsum("rf,fs,rs->r", facts, rows, repeats, optimize=True)[:, None])

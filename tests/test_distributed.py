@@ -136,7 +136,7 @@ def test_the_first_process_alone_reads_the_model(tokenizer, tmp_path, sharding):
     assert own + other_own == (weights if sharding == "fsdp" else 2 * weights)
     assert buffers == other_buffers
     assert len(buffers) >= 1
-    assert 0 < grown < (0.8 if sharding == "fsdp" else 1.3) * 4 * weights
+    assert 0 < grown < (0.8 if sharding == "fsdp" else 1.6) * 4 * weights
 
 
 @pytest.mark.parametrize(("first", "then"), [((1, "fsdp"), (2, "fsdp")), ((2, "fsdp"), (1, "fsdp")), ((2, "fsdp"), (2, "ddp"))])
