@@ -35,9 +35,6 @@ class Job:
     @property
     def folder(self):
         return results_root() / results.profile_folder(self.parameters) / self.name
-    @property
-    def title(self):
-        return self.cells[0]["source"].split("\n")[0].lstrip("# ")
 def read_job(path, profile="small"):
     """A source with its defaults; raises ValueError where its `parameters` cell is missing, doubled or not literal."""
     document = json.loads(path.read_text(encoding="utf-8"))
@@ -219,7 +216,7 @@ def finish(job, staging, facts):
         if secret := results.find_secret(text):
             raise RuntimeError(f"{file.relative_to(staging)} holds {secret}; not kept")
         write_atomically(file, text)
-    write_atomically(path.with_suffix(".html"), results.to_html(path, job.title))
+    write_atomically(path.with_suffix(".html"), results.to_html(path, first["source"][0].strip("# \n")))
     files = sorted(item.relative_to(staging).as_posix() for item in staging.rglob("*") if item.is_file())
     files.remove(".lock")
     provenance = json.loads((staging / "provenance.json").read_text(encoding="utf-8")) | facts | {"files": files}

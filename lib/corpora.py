@@ -43,15 +43,13 @@ def world_sources(profile, language="en", *, known=None, seed=0):
     medical = {"book": world.books(known, language, copies=profile.book_copies, seed=seed),
                "paper": world.papers(known, language, documents=profile.papers, seed=seed),
                "web": world.web_pages(known, language, documents=profile.web_pages, seed=seed)} if known.diseases else {}
-    return medical | {
-            "general": world.general_text(known, language, documents=profile.general_pages, seed=seed)}
+    return medical | {"general": world.general_text(known, language, documents=profile.general_pages, seed=seed)}
 def load_sources(profile, data_dir="", *, languages=("en",), more=(), seed=0):
     """{source: records} as they come: of the controlled world, or of the real files in `data_dir` (English) plus general text.
     more: names of sets that are too large to be read unasked (S2ORC, PMC, textbooks, a crawl); their source is their kind."""
     if data_dir:
         real = sources.load_corpus(data_dir)
-        grouped = {role: [record for record in real if record["meta"]["kind"] == kind] for role, kind in PUBLIC_ROLES.items()}
-        found = {role: records for role, records in grouped.items() if records}
+        found = {role: own for role, kind in PUBLIC_ROLES.items() if (own := [record for record in real if record["meta"]["kind"] == kind])}
         for name in more:
             found.setdefault(sources.SOURCES[name].kind, []).extend(sources.load_corpus(data_dir, [name]))
         return found | {"general": world_sources(profile, seed=seed)["general"]}
@@ -73,8 +71,7 @@ def prepare(raw, profile, *, tokenizer=None, held_out_share=0.05):
     parts = {source: split_held_out(records, held_out_share) for source, records in kept.items()}
     training = {source: part[0] for source, part in parts.items()}
     if tokenizer is None:
-        texts = (record["text"] for records in training.values() for record in records)
-        tokenizer = train_tokenizer(texts, profile.vocabulary_size)
+        tokenizer = train_tokenizer((record["text"] for records in training.values() for record in records), profile.vocabulary_size)
     rows = functools.partial(pack_records, tokenizer=tokenizer, sequence_length=profile.sequence_length)
     return Prepared(tokenizer, training, {source: rows(part[0]) for source, part in parts.items()},
                     {source: rows(part[1]) for source, part in parts.items()}, dropped)
@@ -92,12 +89,11 @@ def split_held_out(records, share):
 
 def pack_records(records, *, tokenizer, sequence_length):
     """Packed rows of the records' texts."""
-    documents = encode(tokenizer, [record["text"] for record in records])
-    return pack_documents(documents, sequence_length, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id)
+    texts = [record["text"] for record in records]
+    return pack_documents(encode(tokenizer, texts), sequence_length, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id)
 def mixed(prepared, name):
     """{source: (Packed, weight)} of one of MIXTURES, as lib.training.train takes it."""
-    missing = set(MIXTURES[name]) - set(prepared.packed)
-    if missing:
+    if missing := set(MIXTURES[name]) - set(prepared.packed):
         raise ValueError(f"mixture {name!r} needs the source {', '.join(sorted(missing))}, there are {', '.join(prepared.packed)}; "
                          "results/data_cards.md says which sets hold them")
     return {source: (prepared.packed[source], weight) for source, weight in MIXTURES[name].items()}

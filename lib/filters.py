@@ -134,8 +134,8 @@ def read_keywords(path):
         for row in (rows := csv.DictReader(stream)):
             language, word = {"jp": "ja"}.get(row.get("language"), row.get("language")), row.get("keyword")
             if language not in KEYWORD_THRESHOLDS or not (word or "").strip():
-                bad, rule = ("keyword", "be a word") if language in KEYWORD_THRESHOLDS else ("language", f"be one of {', '.join(KEYWORD_THRESHOLDS)}")
-                raise ValueError(f"{path}, line {rows.line_num}, column {bad}: {row.get(bad)!r}; it must {rule}")
+                bad, rule = ("keyword", "a word") if language in KEYWORD_THRESHOLDS else ("language", f"one of {', '.join(KEYWORD_THRESHOLDS)}")
+                raise ValueError(f"{path}, line {rows.line_num}, column {bad}: {row.get(bad)!r}; it must be {rule}")
             keywords.setdefault(language, {})[word.strip().lower()] = None
     return {language: tuple(words) for language, words in keywords.items()}
 @functools.cache

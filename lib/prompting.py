@@ -41,12 +41,12 @@ def local_sampler(folder, *, stop=("\nQuestion:", "\n\n"), tokens_per_batch=8192
     return Sampler(f"{model_fingerprint(training.model_folder(folder))} {stop}", draw, lambda exam, items, new: evaluation.fitted_prompts(
         exam, items, tokenizer, context - new - 8), functools.partial(count_tokens, tokenizer))  # 8: for marks and joins
 
-def endpoint_sampler(url, model, *, cache, stop=("\nQuestion:",)):
-    """A model behind an endpoint (lib.teacher); answers are kept in the file `cache`. Its tokens are estimated: a token for four characters.
-    ValueError while texts are missing; a rerun asks for those alone."""
+def endpoint_sampler(url, model, *, stop=("\nQuestion:",), **asked):
+    """A model behind an endpoint; asked: cache, budget and the like, as `teacher.ask` takes them. Its tokens are estimated: a token for four
+    characters. ValueError while texts are missing; a rerun asks for those alone."""
     def draw(prompts, *, samples, temperature, max_new_tokens, seed, done=None):
         every, numbers = [prompt for prompt in prompts for _ in range(samples)], [1000 * seed + number for _ in prompts for number in range(samples)]
-        texts, problems = teacher.ask(every, url=url, model=model, cache=cache, max_tokens=max_new_tokens, temperature=temperature, sample=numbers)
+        texts, problems = teacher.ask(every, url=url, model=model, max_tokens=max_new_tokens, temperature=temperature, sample=numbers, **asked)
         if problems:
             raise ValueError(f"{len(problems)} of {len(every)} texts are missing ({next(iter(problems.values()))}); the others are kept: run again")
         texts = [functools.reduce(lambda text, end: text.split(end, 1)[0], stop, text) for text in texts]
@@ -87,13 +87,6 @@ def plurality(answers, *, key):
 def vote(row, number=None, *, stage="sample"):
     """Plurality of the first `number` samples (refinements: stage="refinement") of a row of `solve`, ties as there."""
     return plurality(row[f"{stage}_answers"][:number], key=f"{row['seed']} {row['id']}")
-
-def budget(sampler, strategy, exams, refining=()):
-    """{strategy, items, texts, tokens_read, tokens_written}: what `solve` would cost at most, known beforehand."""
-    read = sum(int(sampler.count(sampler.fit(exam, exam.items, strategy.max_new_tokens)).sum()) for exam in (*exams, *refining))
-    items, texts = sum(len(exam.items) for exam in exams), strategy.samples + strategy.refinements
-    return {"strategy": strategy.name, "items": items, "texts": items * texts, "tokens_written": items * texts * strategy.max_new_tokens,
-            "tokens_read": read + items * strategy.samples * strategy.max_new_tokens * bool(strategy.refinements)}
 
 def solve(sampler, strategy, exams, folder, *, refining=(), seed=0):
     """One row an item: prompt, sampled texts and the answer read in each, the same for refinements, the voted answer, its share, invalid samples,

@@ -126,28 +126,19 @@ def rating_page(folder, rater):
     page.on_msg(keep)
     return page
 
-def ask_judge(prompts, *, url, model, cache):
-    """The JSON object in each reply of a model behind an endpoint (see `lib.teacher`); {} where there is none to read."""
-    replies = []
-    for text in teacher.ask(prompts, url=url, model=model, cache=cache, max_tokens=1024)[0]:
-        with contextlib.suppress(ValueError):
-            text = json.loads(text[text.index("{"):text.rindex("}") + 1]) if text else {}
-        replies.append(text if isinstance(text, dict) else {})
-    return replies
-
-def judge(questions, form, *, url, models, cache):
-    """The tidy table of one judge, or of a jury of several models; a score that is missing or cannot be read is NaN. Every pair is asked twice with
-    the sides swapped: the score is the mean of the two, so that a judge who always takes the first answer gives ties."""
-    rows, asked = [], [(question, shown) for question, systems in tasks(questions, form)
+def judge(questions, form, *, models, endpoint):
+    """The tidy table of one judge, or of a jury of several models; a missing or unreadable score is NaN. endpoint: url, cache and the like, as
+    `teacher.ask` takes them. Every pair is asked twice, sides swapped; the score is the mean: a judge who always takes the first gives ties."""
+    rows, shown_to = [], [(question, shown) for question, systems in tasks(questions, form)
                        for shown in ([systems, systems[::-1]] if FORMS[form]["kind"] == "pair" else [systems])]
     prompts = [results.fill_template("judge.md", form=FORMS[form], question=question["question"], answers=[question["answers"][s] for s in shown])
-               for question, shown in asked]
+               for question, shown in shown_to]
     for model in models:
-        for (question, shown), said in zip(asked, ask_judge(prompts, url=url, model=model, cache=cache)):
+        for (question, shown), said in zip(shown_to, teacher.ask_json(prompts, {}, model=model, max_tokens=1024, **endpoint)[0]):
             for axis in (each["name"] for each in FORMS[form]["axes"]):
                 judged = dict.fromkeys([" against ".join(sorted(shown))] if FORMS[form]["kind"] == "pair" else shown, np.nan)
                 with contextlib.suppress(ValueError):
-                    judged |= scores(form, shown, axis, said.get(axis))
+                    judged |= scores(form, shown, axis, (said or {}).get(axis))
                 rows += [(question["id"], f"{question['id']}/{system}", system, model, axis, score) for system, score in judged.items()]
     return pd.DataFrame(rows, columns=COLUMNS).groupby(COLUMNS[:-1], sort=False)["score"].agg(lambda two: two.mean(skipna=False)).reset_index()
 
@@ -165,11 +156,11 @@ def grade_exactly(checklist, answer):
     """Which criteria of the controlled world's checklist an answer meets: those whose term it names in a sentence on that attribute."""
     return [any(said in answer for said in criterion["says"]) for criterion in checklist]
 
-def grade_by_judge(graded, *, url, model, cache):
-    """The same by a model: for each (question, checklist, answer) a list of True, False or, where it did not say, None."""
+def grade_by_judge(graded, *, model, endpoint):
+    """The same by a model (endpoint: as in `judge`): for each (question, checklist, answer) a list of True, False or, where it did not say, None."""
     prompts = [results.fill_template("rubric.md", question=question, answer=answer, checklist=checklist) for question, checklist, answer in graded]
-    replies = ask_judge(prompts, url=url, model=model, cache=cache)
-    said = [[reply.get(str(number)) for number, _ in enumerate(checklist, start=1)] for reply, (_, checklist, _) in zip(replies, graded)]
+    replies = zip(teacher.ask_json(prompts, {}, model=model, max_tokens=1024, **endpoint)[0], graded)
+    said = [[(reply or {}).get(str(number)) for number, _ in enumerate(checklist, start=1)] for reply, (_, checklist, _) in replies]
     return [[verdict if isinstance(verdict, bool) else None for verdict in verdicts] for verdicts in said]
 
 def simulated_panel(quality, *, raters, bias, noise, seed):

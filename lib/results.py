@@ -143,9 +143,8 @@ def read_table(profile, notebook, name):
     import pandas
     path = results_root() / profile / notebook / "tables" / f"{name}.csv"
     if not path.exists():
-        options = profile.replace("-public", " -p DATA_DIR <folder>")
-        raise FileNotFoundError(f"results/{profile}/{notebook}/tables/{name}.csv is missing; run notebook {notebook} first: "
-                                f"./run_all.sh {notebook.split('_')[0]} --profile {options}")
+        raise FileNotFoundError(f"results/{profile}/{notebook}/tables/{name}.csv is missing; run notebook {notebook} first: ./run_all.sh "
+                                f"{notebook.split('_')[0]} --profile {profile.replace('-public', ' -p DATA_DIR <folder>')}")
     return pandas.read_csv(path)
 
 def fill_answer(markdown, findings):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import krippendorff
 import numpy as np
 from scipy import stats
-from statsmodels.stats import inter_rater, multitest, proportion
+from statsmodels.stats import proportion
 from statsmodels.stats import power as normal_power
 REPLICATES = 10_000  # as Med-PaLM 2, section 3.6
 CELLS = 1 << 22  # replicates x rows held at once: 32 MiB of float64
@@ -183,26 +183,6 @@ def bootstrap(statistic, rows, *, seed: int, replicates: int = 1_000) -> Estimat
         raise ValueError("a bootstrap needs at least two rows and 100 replicates")
     drawn = np.array([[statistic(rows[rng.integers(0, len(rows), len(rows))])] for _ in range(replicates)])
     return Estimate(float(statistic(rows)), *map(_plain, _percentiles(drawn)), len(rows))
-
-def adjust_p_values(p_values, method: str = "holm") -> np.ndarray:
-    """p-values corrected for their number, by "holm" or "bonferroni".
-    >>> adjust_p_values([0.01, 0.04, 0.03]).tolist()
-    [0.03, 0.06, 0.06]"""
-    p_values = np.asarray(p_values, float)
-    if method not in ("holm", "bonferroni") or not ((p_values >= 0) & (p_values <= 1)).all() or not p_values.size:
-        raise ValueError("need at least one p-value, all between 0 and 1, and a method: holm or bonferroni")
-    return multitest.multipletests(p_values.ravel(), method=method)[1].reshape(p_values.shape)
-
-def kappa(counts, method: str = "randolph") -> float:
-    """Kappa of rating counts (items, categories), "randolph" (Med-PaLM 2, Fig. A.1) or "fleiss" (NaN if all equal).
-    >>> counts = [[3, 0], [3, 0], [2, 1], [0, 3]]; print(round(kappa(counts), 3), round(kappa(counts, "fleiss"), 3))
-    0.667 0.625"""
-    counts = _rows(counts)
-    raters = counts.sum(axis=1)
-    if counts.shape[1] < 2 or (raters != raters[0]).any() or raters[0] < 2 or method not in ("randolph", "fleiss"):
-        raise ValueError("kappa needs equally many ratings an item, at least 2, and a method: randolph or fleiss")
-    with np.errstate(invalid="ignore"):
-        return float(inter_rater.fleiss_kappa(counts, method=method))
 
 def krippendorff_alpha(ratings, metric: str = "ordinal") -> float:
     """Krippendorff's alpha (2011) of numbers (items, raters), NaN where a rater gave none: "nominal", "ordinal", "interval". NaN if all are equal.

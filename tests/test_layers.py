@@ -120,7 +120,7 @@ def imported():
 def test_every_pinned_package_is_used_and_says_why():
     """One line and one reason a package; what is not imported here is used by another program, named here."""
     not_imported = {"accelerate": "peft", "openpyxl": "pandas", "jupyterlab": "run_all.sh", "ipykernel": "papermill", "pytest-xdist": "pytest",
-                    "ruff": "a command", "nbstripout": "a command"}
+                    "fastapi": "transformers serve", "uvicorn": "transformers serve", "openai": "transformers serve", "ruff": "a command", "nbstripout": "a command"}
     reasons = dict(re.findall(r"\n +- ([\w.-]+)==\S+ *(.*)", (REPOSITORY / "environment.yml").read_text()))
     assert len(reasons) > 40
     assert not [name for name, reason in reasons.items() if not re.fullmatch(r"# \S.{3,}", reason)], "without a reason"

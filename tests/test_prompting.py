@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import benchmarks, corpora, evaluation, filters, generation, prompting, reported, results, world
+from lib import benchmarks, corpora, evaluation, filters, generation, prompting, reported, results, tables, world
 from lib.prompting import STRATEGIES, Strategy, plurality
+from lib.results import REPOSITORY
 from tests.test_evaluation import metal_items, parrot  # noqa: F401  (a fixture)
 
 ITEMS = metal_items(7, seed=3)
@@ -165,17 +166,27 @@ def test_the_seed_of_a_run_decides_its_ties(tmp_path):
 
 # --- cost, and what a kill costs ---------------------------------------------------------------------------------------
 
-def test_the_budget_is_an_upper_bound_known_beforehand(tmp_path):
+def budget_of(strategies, sampler, exams, monkeypatch):
+    """The lines that the cell of notebook 07 with the tag `budget` saves."""
+    cells, saved = json.loads((REPOSITORY / "notebooks" / "07_prompting_strategies.ipynb").read_text(encoding="utf-8"))["cells"], {}
+    (cell,) = (cell for cell in cells if "budget" in cell["metadata"].get("tags", ()))
+    monkeypatch.setattr(results, "save_table", lambda _, name, frame: saved.setdefault(name, frame))
+    exec("".join(cell["source"]), {"strategies": strategies, "sampler": sampler, "exams": exams, "run": None, "results": results, "tables": tables, "pd": pd})
+    return saved["budget"].to_dict("records")
+
+
+def test_the_budget_is_an_upper_bound_known_beforehand(tmp_path, monkeypatch):
     fake = Fake(lambda prompt, number: " ".join(["word"] * REFINE.max_new_tokens))
-    exams, refining = prompting.make_exams(REFINE, "metals", ITEMS, TRAINING)
-    said = prompting.budget(fake.sampler(), REFINE, exams, refining)
+    strategies = {"refined": REFINE, "direct": STRATEGIES["few_shot"]}
+    exams = {name: prompting.make_exams(strategy, "metals", ITEMS, TRAINING) for name, strategy in strategies.items()}
+    said, direct = budget_of(strategies, fake.sampler(), exams, monkeypatch)
     assert fake.asked == []
     rows = solve(fake, REFINE, tmp_path)
     assert (said["items"], said["texts"]) == (7, 7 * 44)
     assert said["tokens_written"] == sum(sum(row["sample_tokens_written"]) + sum(row["refinement_tokens_written"]) for row in rows)
     read = sum(row["sample_tokens_read"] + row["refinement_tokens_read"] for row in rows)
     assert read - 7 * 30 < said["tokens_read"] <= read  # "1 reasoning:" stands before each of eleven
-    assert prompting.budget(fake.sampler(), STRATEGIES["few_shot"], exams)["texts"] == 7
+    assert direct["texts"] == 7
 
 
 @pytest.mark.parametrize("strategy", ["few_shot", "self_consistency", "ensemble_refinement"])

@@ -180,8 +180,8 @@ def test_no_answer_to_an_axis(form, axis, value):
 
 def replies(monkeypatch, reply):
     """An endpoint that answers each prompt by reply(prompt)."""
-    monkeypatch.setattr(ratings.teacher, "ask", lambda prompts, **how: ([reply(prompt) for prompt in prompts], {}))
-    return {"url": "http://nowhere", "cache": "none.jsonl"}
+    monkeypatch.setattr(ratings.teacher, "ask", lambda prompts, **how: ([reply(prompt) for prompt in prompts if isinstance(prompt, str)], {}))
+    return {"endpoint": {"url": "http://nowhere", "cache": "none.jsonl"}}
 
 
 def test_a_judge_who_takes_the_first_answer_gives_ties(monkeypatch):
