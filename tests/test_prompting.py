@@ -167,11 +167,12 @@ def test_the_seed_of_a_run_decides_its_ties(tmp_path):
 # --- cost, and what a kill costs ---------------------------------------------------------------------------------------
 
 def budget_of(strategies, sampler, exams, monkeypatch):
-    """The lines that the cell of notebook 07 with the tag `budget` saves."""
+    """The lines that the end of the cell of notebook 07 with the tag `budget` saves."""
     cells, saved = json.loads((REPOSITORY / "notebooks" / "07_prompting_strategies.ipynb").read_text(encoding="utf-8"))["cells"], {}
     (cell,) = (cell for cell in cells if "budget" in cell["metadata"].get("tags", ()))
     monkeypatch.setattr(results, "save_table", lambda _, name, frame: saved.setdefault(name, frame))
-    exec("".join(cell["source"]), {"strategies": strategies, "sampler": sampler, "exams": exams, "run": None, "results": results, "tables": tables, "pd": pd})
+    source = "".join(cell["source"])
+    exec(source[source.index("lines = []"):], {"strategies": strategies, "sampler": sampler, "exams": exams, "run": None, "results": results, "tables": tables, "pd": pd})
     return saved["budget"].to_dict("records")
 
 
