@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 from scipy import stats
-from statsmodels.stats import proportion
+from statsmodels.stats import inter_rater, multitest, proportion
 
 from lib import statistics
 
@@ -31,6 +31,20 @@ def test_intervals_of_a_proportion_in_newcombe_1998():
 def test_intervals_of_a_difference_in_newcombe_1998(counts, expected):
     """Newcombe 1998 (Statistics in Medicine 17, 873), Table II, method 10."""
     assert np.allclose(statistics.newcombe(*counts), expected, atol=1e-4)
+
+
+def test_kappas_of_the_fleiss_example():
+    """Fleiss 1971 as in every textbook: 10 subjects, 14 raters, 5 categories; Randolph from its P = 0.378. Notebook 08 takes it from statsmodels."""
+    counts = [[0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
+              [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]]
+    assert inter_rater.fleiss_kappa(counts, method="fleiss") == pytest.approx(0.210, abs=5e-4)
+    assert inter_rater.fleiss_kappa(counts, method="randolph") == pytest.approx((0.378 - 0.2) / 0.8, abs=1e-3)
+    assert inter_rater.fleiss_kappa([[3, 0], [3, 0]], method="randolph") == 1  # free margins: full agreement does exist
+
+
+def test_holm_by_hand():
+    """As the notebooks call it: 4 x 0.005, 3 x 0.01, 2 x 0.03, and never below the one before."""
+    assert np.allclose(multitest.multipletests([0.01, 0.04, 0.03, 0.005], method="holm")[1], [0.03, 0.06, 0.06, 0.02])
 
 
 @pytest.mark.parametrize(("metric", "expected"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
