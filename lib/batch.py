@@ -4,6 +4,7 @@ import ast
 import concurrent.futures
 import contextlib
 import difflib
+import glob
 import hashlib
 import json
 import os
@@ -116,8 +117,8 @@ def input_hash(job):
         digest.update(findings.read_bytes() if findings else b"none")
     if job.parameters.get("DATA_DIR"):
         data = REPOSITORY / job.parameters["DATA_DIR"]  # names and sizes: reading all would take too long
-        files = sorted(f"{path.relative_to(data)} {path.stat().st_size}" for path in data.rglob("*") if path.is_file())
-        digest.update("\n".join(files).encode())
+        found = (name for name in glob.iglob("**", root_dir=data, recursive=True) if (data / name).is_file())  # it goes into linked folders
+        digest.update("\n".join(sorted(f"{name} {(data / name).stat().st_size}" for name in found)).encode())
     return digest.hexdigest()
 def _upstream_findings(job, name):
     """An earlier notebook's findings.json: of the same data, else of the profile; None where it has not run."""

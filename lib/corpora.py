@@ -176,9 +176,8 @@ def pack_examples(examples, sequence_length):
     if max(lengths) > sequence_length:
         worst = int(np.argmax(lengths))
         raise ValueError(f"instruction example {worst} has {lengths[worst]} tokens; a row holds {sequence_length}")
-    return _packed([(row, number, [*prompt, *response], [IGNORE_INDEX] * len(prompt) + list(response))
-                    for row, members in enumerate(_best_fit(lengths, sequence_length))
-                    for number in members for prompt, response in [examples[number]]], sequence_length)
+    placed = ((row, number, *examples[number]) for row, members in enumerate(_best_fit(lengths, sequence_length)) for number in members)
+    return _packed([(row, number, [*asked, *said], [IGNORE_INDEX] * len(asked) + list(said)) for row, number, asked, said in placed], sequence_length)
 def _best_fit(lengths, sequence_length):
     """Rows of example numbers: longest first, each into the fullest row that still holds it."""
     rows, room = [], defaultdict(list)  # room: free tokens -> row numbers

@@ -47,9 +47,8 @@ def task_records(items):
 def rationale_records(items, *, seed, paraphrased=True):
     """Rationale QA: every question twice, with and without its rationale (MMedLM), the instruction drawn per sample."""
     draw = random.Random(f"rationale {seed}")
-    return [exam_record(item, rationale=rationale, instruction=draw.choice(training_instructions(item["language"], "exam"))
-                        if paraphrased else ZERO_SHOT_INSTRUCTION)
-            for item in items for rationale in (False, True)]
+    wording = lambda item: draw.choice(training_instructions(item["language"], "exam")) if paraphrased else ZERO_SHOT_INSTRUCTION  # noqa: E731
+    return [exam_record(item, rationale=rationale, instruction=wording(item)) for item in items for rationale in (False, True)]
 
 def answer_and_rationale_records(items):
     """Every question at once answered and, where it has one, after its rationale; the instruction says which (MMedLM's fine-tuning)."""

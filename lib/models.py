@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch.utils.benchmark import Timer
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.masking_utils import eager_mask
 from transformers.utils import is_flash_attn_2_available, logging
 from lib.corpora import IGNORE_INDEX
 logging.disable_progress_bar()  # notebooks keep one line a stage, not a bar a file
@@ -44,8 +45,7 @@ def load_model(source, *, revision=None, dtype=torch.float32, device=None):
     else:
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return model.to(device or best_device()).eval(), tokenizer
 def _base_of(adapter):
     """What a LoRA adapter was trained on: a model folder, told relative to the adapter's where this project saved it, or a hub name."""
@@ -90,18 +90,16 @@ def model_flops_per_token(model, sequence_length):
     config = model.config.get_text_config()
     return training_flops_per_token(model.num_parameters(), layers=config.num_hidden_layers, hidden_size=config.hidden_size,
                                     sequence_length=sequence_length, frozen=sum(p.numel() for p in model.parameters() if not p.requires_grad))
-def matmul_rate(*, dtype=torch.float32, size=1024, repeats=6):
-    """Best measured matrix-multiply rate of this machine in FLOP/s, the ceiling that training speed is compared with."""
-    timer = Timer("a @ a", globals={"a": torch.randn(size, size, device=best_device()).to(dtype)}, num_threads=torch.get_num_threads())
-    return 2 * size ** 3 / min(timer.timeit(4).mean for _ in range(repeats))  # it waits for the device
-def matmul_peak(precision):
-    """FLOP/s that MFU is measured against: 989e12 on an H100 or H200 (dense bf16), elsewhere this machine's measured rate."""
-    hopper = torch.cuda.is_available() and "H" in torch.cuda.get_device_name(0).split()[-1][:2]
-    return 989e12 if hopper else matmul_rate(dtype=getattr(torch, precision))
+def matmul_peak(precision, size=1024):
+    """FLOP/s that MFU is measured against: 989e12 on an H100 or H200 (dense bf16), elsewhere the best of this machine's measured matrix products."""
+    if torch.cuda.is_available() and "H" in torch.cuda.get_device_name(0).split()[-1][:2]:
+        return 989e12
+    square = torch.randn(size, size, device=best_device()).to(getattr(torch, precision))
+    timer = Timer("a @ a", globals={"a": square}, num_threads=torch.get_num_threads())
+    return 2 * size ** 3 / min(timer.timeit(4).mean for _ in range(6))  # it waits for the device
 def model_fingerprint(source, *, revision=None):
     """A hash that names the weights: of the files of a local folder, or of hub name and revision."""
-    folder = Path(source)
-    if not folder.is_dir():
+    if not (folder := Path(source)).is_dir():
         return hashlib.sha256(json.dumps([str(source), revision]).encode()).hexdigest()[:16]
     adapter = (folder / "adapter_model.safetensors").exists()
     digest = hashlib.sha256(model_fingerprint(_base_of(folder)).encode() if adapter else b"")
@@ -111,17 +109,26 @@ def model_fingerprint(source, *, revision=None):
     return digest.hexdigest()[:16]
 
 # --- the loss, and what makes it faster ----------------------------------------------------------------------------------
-def speed_up(model, layers, names):
-    """Switch on compile, activation_checkpointing, variable_length_attention (CUDA alone: elsewhere its backward pass does not exist)."""
-    if "variable_length_attention" in names and torch.cuda.is_available():
+def unfused_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
+    """Attention in plain matrix products, all weights (batch, heads, sequence, sequence) at once; arguments and result as in transformers."""
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))  # a head of them serves several queries
+    weights = torch.softmax(((query * scaling) @ key.transpose(2, 3)).add_(attention_mask), -1)
+    return (torch.dropout(weights, dropout, module.training) @ value).transpose(1, 2).contiguous(), None
+AttentionInterface.register("unfused", unfused_attention)
+AttentionMaskInterface.register("unfused", eager_mask)
+def speed_up(model, layers, names, precision="bfloat16"):
+    """Switch on compile, activation_checkpointing, variable_length_attention (CUDA alone: elsewhere its backward pass does not exist) and
+    unfused_attention (a CPU in bfloat16 alone: for some hundred positions torch's fused kernel takes three times as long, most of it backwards)."""
+    if torch.cuda.is_available() and "variable_length_attention" in names:
         model.set_attn_implementation("flash_attention_2" if is_flash_attn_2_available() else "flex_attention")
+    elif (precision, torch.cuda.is_available(), model.config._attn_implementation) == ("bfloat16", False, "sdpa") and "unfused_attention" in names:
+        model.set_attn_implementation("unfused")
     if "activation_checkpointing" in names:  # what attention gave is kept, all else of a layer is computed again
         kept = [torch.ops.aten._scaled_dot_product_flash_attention.default, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
                 torch.ops.aten._scaled_dot_product_efficient_attention.default, torch.ops.aten._scaled_dot_product_cudnn_attention.default]
         model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": functools.partial(create_selective_checkpoint_contexts, kept)})
-    if "compile" in names:
-        for layer in layers:  # all are alike, so that it is compiled once
-            layer.compile()
+    for layer in layers if "compile" in names else ():  # all are alike, so that it is compiled once
+        layer.compile()
 def loss_sum(model, input_ids, labels, position_ids):
     """Summed cross-entropy of the labels, each predicted from the position before it; logits exist in chunks only.
     With no attention mask and restarting position ids transformers masks every document from the others; flash attention takes one long row."""

@@ -159,8 +159,7 @@ def build(data_dir, output, *, engine="local", options=None, tasks=1, **settings
               "pairs": (filters.BANDS, [MinhashDedupBuckets(folder["signatures"], folder["pairs"], config=config)]),
               "clusters": (1, [MinhashDedupCluster(folder["pairs"], folder["removed"], config=config)]),
               "pack": (tasks, [functools.partial(_cleaned_documents, output=output), MinhashDedupFilter(folder["removed"]),
-                               functools.partial(_pack_task, **own)]),
-              "manifest": (1, [functools.partial(_manifest_task, **own)])}
+                               functools.partial(_pack_task, **own)]), "manifest": (1, [functools.partial(_manifest_task, **own)])}
     kind, last = getattr(executor, f"{engine.capitalize()}PipelineExecutor"), None
     for name, (count, steps) in stages.items():
         last = kind(steps, tasks=count, logging_dir=str(output / "logs" / name), depends=last, **(options or {}))

@@ -1,13 +1,13 @@
 """Public data sets as lib/knowledge/sources.yaml declares them: native forms (a file -> records with their places) and how they become ours."""
 import csv
 import functools
+import glob
 import gzip
 import hashlib
 import json
 import random
 import re
 import sys
-import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -41,9 +41,11 @@ def _json_lines(path):  # one at a time, since some of these files do not fit in
             if line.strip():
                 whole = functools.partial(json.loads, line.removeprefix(b"\xef\xbb\xbf"))
                 yield f"{path}, line {number}", whole if len(line) < LONGEST else ValueError(f"{path}, line {number}: longer than {LONGEST:,} bytes")
+def _files(folder, pattern):  # also in folders that are linked there, which pathlib leaves out
+    return sorted(filter(Path.is_file, map(Path, glob.iglob(f"{glob.escape(str(folder))}/**/{pattern}", recursive=True))))
 @functools.lru_cache(maxsize=1)
 def _s2orc_metadata(folder, pattern):  # the lines of papers with a text; the release of 2020 keeps titles and ids apart from it
-    lines = [read for path in sorted(folder.rglob(pattern)) for _, read in _json_lines(path) if b'"has_pdf_parse": true' in read.args[0]]
+    lines = [read for path in _files(folder, pattern) for _, read in _json_lines(path) if b'"has_pdf_parse": true' in read.args[0]]
     return {re.search(rb'"paper_id": "(\w*)|$', line.args[0])[1]: line for line in lines}
 def _json_file(path, whole=False, exams=False):  # records of a list, counted, or of a dict, named by _key; or the file as one; or HEAD-QA's
     content = json.loads(path.read_text("utf-8-sig"))
@@ -228,8 +230,8 @@ def _framed(source, split, record, place):  # in the schema of the kind of set; 
         return {"text": text, "source": source.name, "language": language, "id": name, "meta": meta}
     return {"id": name, "source": source.name, "language": language} | _checked(fields, entry, place)
 def _there(data_dir, source, split):  # the native files of a split, or its names on the hub
-    files = (path for path in (Path(data_dir) / source.folder).rglob(source.splits[split]["files"]) if path.is_file())
-    return source.entry.get("hub", {}).get("splits", {}).get(split, []) if data_dir == "hub" else sorted(files)
+    names = source.entry.get("hub", {}).get("splits", {}).get(split, [])
+    return names if data_dir == "hub" else _files(Path(data_dir) / source.folder, source.splits[split]["files"])
 def _opened(data_dir, name, split=None, kinds=KINDS):  # a set and those of its splits, the given one or all, that are there
     if name not in SOURCES or SOURCES[name].kind not in kinds:
         raise ValueError(f"unknown set {name!r}; known of this kind: {', '.join(each for each, source in SOURCES.items() if source.kind in kinds)}")
@@ -238,7 +240,7 @@ def _opened(data_dir, name, split=None, kinds=KINDS):  # a set and those of its 
     if not set(wanted) <= set(source.splits):
         raise ValueError(f"{name}: unknown split {split!r}; there are {', '.join(source.splits)}")
     there, needed = [each for each in wanted if _there(data_dir, source, each)], [source.splits[each]["files"] for each in wanted] + beside
-    missing = needed[:1] * (not there) + [pattern for pattern in beside if data_dir != "hub" and not any(folder.rglob(pattern))]
+    missing = needed[:1] * (not there) + [pattern for pattern in beside if data_dir != "hub" and not _files(folder, pattern)]
     if missing:
         raise FileNotFoundError(f"{data_dir}: {source.folder}/{missing[0] if folder.is_dir() else ''} is missing; for {name} it should hold "
                                 f"{' and '.join(needed)}. Found there: {', '.join(available(data_dir)) or 'none'}. From: {source.entry['obtain']}")
@@ -340,27 +342,25 @@ def split_documents(records, *, test_share, seed):
     return parts
 def _declared(name, own):  # a set that is read in a second way (of: ..) takes what it does not say from the first
     entry = {key: value for key, value in (ENTRIES.get(own.get("of"), {}) | own).items() if value is not None}
-    usual = {"usual": next(iter(entry["splits"]))}
-    return SimpleNamespace(**usual | entry | {"name": name, "languages": tuple(entry["languages"]), "entry": entry})
+    return SimpleNamespace(**{"usual": next(iter(entry["splits"]))} | entry | {"name": name, "languages": tuple(entry["languages"]), "entry": entry})
 
 ENTRIES = read_yaml("sources.yaml")
 SOURCES = {name: _declared(name, own) for name, own in ENTRIES.items()}
 def inventory(data_dir):
-    """A line for each set and split that is there: set, split, records, expected, seconds, problems."""
-    for name, split in ((each, part) for each in available(data_dir) for part in SOURCES[each].splits if _there(data_dir, SOURCES[each], part)):
-        started, problems = time.perf_counter(), []
+    """A line for each set and split that is there: set, split, records, expected, problems."""
+    there = ((name, split) for name in available(data_dir) for split in SOURCES[name].splits if _there(data_dir, SOURCES[name], split))
+    for name, split, problems in ((*each, []) for each in there):
         count = sum(len(record.get("Instances", "1")) for record in read_records(data_dir, name, split=split, on_error="skip", problems=problems))
-        yield {"set": name, "split": split, "records": count, "expected": SOURCES[name].splits[split]["count"] or "-",
-               "seconds": time.perf_counter() - started, "problems": problems}
+        yield {"set": name, "split": split, "records": count, "expected": SOURCES[name].splits[split]["count"] or "-", "problems": problems}
 def main(arguments):
     """usage: python -m lib.sources DATA_DIR (a folder with data sets: what is there) or --cards (writes results/data_cards.md)"""
     if len(arguments) != 1 or arguments != ["--cards"] and not available(arguments[0]):
         sys.exit(main.__doc__)
     if arguments == ["--cards"]:
         return write_atomically(results_root() / "data_cards.md", fill_template("data_cards.md", sources=SOURCES.values()))
-    print(f"{'set':28} {'split':14} {'records':>9} {'expected':>9} {'seconds':>8}")
+    print(f"{'set':28} {'split':14} {'records':>9} {'expected':>9}")
     for row in inventory(arguments[0]):
-        print("{set:28} {split:14} {records:9,} {expected:>9} {seconds:8.2f}".format(**row), *row["problems"][-5:], sep="\n    ")
+        print("{set:28} {split:14} {records:9,} {expected:>9}".format(**row), *row["problems"][-5:], sep="\n    ")
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -112,9 +112,8 @@ def beside(gains, ours, *, claims, columns, reasons=None):
         step = own.get((gain["claim"], gain["column"]), nothing)
         mine = [step[name] for name in nothing]
         words = verdict(gain["difference"], None, *mine, comparable=(reasons or {}).get(gain["claim"], "direction"))
-        lines.append({"claim": gain["claim"], "exam": gain["column"], "published (points)":
-                      interval_text(*(gain[name] for name in nothing)), "ours (points)": interval_text(*mine),
-                      "at the published n": gain["verdict"], "verdict": words})
+        lines.append({"claim": gain["claim"], "exam": gain["column"], "published (points)": interval_text(*(gain[name] for name in nothing)),
+                      "ours (points)": interval_text(*mine), "at the published n": gain["verdict"], "verdict": words})
     return pd.DataFrame(lines)
 
 def coverage(profile, items):

@@ -83,9 +83,10 @@ def _common_ngrams(ids, owner, pairs):
     for n in ORDERS[:len(ids)]:
         last = len(ids) - n + 1
         whole = owner[:last] == owner[n - 1:]  # n-grams within one text
-        _, first, grams = np.unique(grams[:last] * words_known + ids[n - 1:], return_index=True, return_inverse=True)
-        times = np.bincount((grams << 1 | owner[:last] & 1)[whole], minlength=2 * len(first)).reshape(-1, 2)  # in prediction and reference
-        common[n - 1] = np.bincount(owner[first] >> 1, times.min(1), pairs)
+        grams, distinct = pd.factorize(grams[:last] * words_known + ids[n - 1:])  # numbered as they appear: the first pair's come first
+        first = np.diff(np.maximum.accumulate(grams), prepend=-1) > 0
+        times = np.bincount((grams << 1 | owner[:last] & 1)[whole], minlength=2 * len(distinct)).reshape(-1, 2)  # in prediction and reference
+        common[n - 1] = np.bincount(owner[:last][first] >> 1, times.min(1), pairs)
     return common
 def _longest_common_subsequences(ids, lengths):
     """Lengths, for each pair; a word is handed on as the one letter of its number."""

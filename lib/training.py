@@ -24,7 +24,7 @@ from lib.results import REPOSITORY, write_atomically
 CODE = hashlib.sha256(b"".join((REPOSITORY / "lib" / name).read_bytes() for name in ("training.py", "models.py"))).hexdigest()[:16]
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 # What makes training faster or smaller and leaves its losses and gradients as they are, within rounding.
-SPEED_UPS = ("compile", "activation_checkpointing", "variable_length_attention", "asynchronous_checkpoints")
+SPEED_UPS = ("compile", "activation_checkpointing", "variable_length_attention", "unfused_attention", "asynchronous_checkpoints")
 
 class Stage(make_dataclass("Settings", fields_of("stage"), frozen=True)):
     """What one training stage does; lib/knowledge/profiles.yaml explains its fields. Saved with the run, and hashed into its name."""
@@ -95,8 +95,7 @@ def learning_rate(step, stage):
     warmup = max(1, round(stage.steps * stage.warmup_share))
     if step < warmup:
         return stage.peak_learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, stage.steps - warmup)
-    low = stage.final_learning_rate_share
+    low, done = stage.final_learning_rate_share, (step - warmup) / max(1, stage.steps - warmup)
     return stage.peak_learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 # --- the stages of PMC-LLaMA at the size of a profile --------------------------------------------------------------------
@@ -107,8 +106,7 @@ def train_base(profile, size, prepared, *, seed=0, base_model=""):
         return architecture
     rate = profile.base_learning_rate * architecture.learning_rate_scale
     stage = profile_stage(profile, f"base-{size}", profile.base_tokens, prepared.packed["general"], learning_rate=rate, seed=seed)
-    return train(stage, {"general": (prepared.packed["general"], 1)}, base=architecture, tokenizer=prepared.tokenizer,
-                 speed_ups=profile.speed_ups)
+    return train(stage, {"general": (prepared.packed["general"], 1)}, base=architecture, tokenizer=prepared.tokenizer, speed_ups=profile.speed_ups)
 def inject(profile, size, base, mixture, *, name, seed=0):
     """Continued pre-training (PMC-LLaMA stage 1, knowledge injection) on a mixture of corpora.mixed."""
     packed = next(iter(mixture.values()))[0]
@@ -147,7 +145,7 @@ def _run(stage, mixture, base, tokenizer, folder, *how):
             model.peft_config["default"].base_model_name_or_path = str(base)
     flops, peak = model_flops_per_token(model, next(iter(mixture.values()))[0].input_ids.shape[1]), matmul_peak(stage.precision) * size
     layers = next(part for part in model.get_decoder().children() if isinstance(part, torch.nn.ModuleList))
-    speed_up(model, layers, speed_ups)
+    speed_up(model, layers, speed_ups, stage.precision)
     model.loss_sum = functools.partial(loss_sum, model)
     if size > 1:
         distributed.shard(model, layers, sharding)
@@ -179,9 +177,8 @@ def _run(stage, mixture, base, tokenizer, folder, *how):
 
 def global_batch(step, stage, mixture, device="cpu"):
     """input_ids, labels and position_ids of one step, each (rows, sequence), and the number of labels in it."""
-    packed = [data for data, _ in mixture.values()]
-    chosen = rows_of_step(step, stage.rows_per_step, weights=tuple(weight for _, weight in mixture.values()),
-                          sizes=tuple(len(data.input_ids) for data in packed), seed=stage.seed)
+    packed, weights = zip(*mixture.values())
+    chosen = rows_of_step(step, stage.rows_per_step, weights=weights, sizes=tuple(len(data.input_ids) for data in packed), seed=stage.seed)
     batch = {name: torch.from_numpy(np.stack([getattr(packed[s], name)[row] for s, row in chosen])).long().to(device)
              for name in ("input_ids", "labels", "position_ids")}
     # Labels are counted over the whole step, so a long answer weighs as much as its tokens.
@@ -263,8 +260,7 @@ def _resume(folder, stage, masters, optimizer):
     return done
 def _save_weights(folder, model, tokenizer, masters):
     """The float32 weights as a Hugging Face model folder, of LoRA the adapter alone; moved into place whole."""
-    learned = (name for name, weight in model.named_parameters() if weight.requires_grad)
-    state = {}
+    learned, state = (name for name, weight in model.named_parameters() if weight.requires_grad), {}
     for name, master in zip(learned, masters, strict=True):
         full = distributed.whole(master.detach())
         state |= {name: full.cpu()} if not distributed.world()[0] else {}

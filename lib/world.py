@@ -35,9 +35,8 @@ def load_world(*, number_of_diseases=None, fictional=False, templates=8, seed=0)
         diseases += [row | {column: f"{row[column]} {copy}" for column in ("disease_id", "name", *ATTRIBUTES)} for row in read]
     if number_of_diseases is not None and number_of_diseases < len(diseases):
         diseases = random.Random(f"diseases {seed}").sample(diseases, number_of_diseases)
-    everyday = ({"kind": row["subject_kind"], "attribute": row["attribute"]}
-                | {slot: {language: row[f"{slot}_{language}"] for language in LANGUAGES} for slot in ("subject", "value")}
-                for row in read_table("everyday.csv"))
+    everyday = ({"kind": row["subject_kind"], "attribute": row["attribute"]} | {
+        slot: {language: row[f"{slot}_{language}"] for language in LANGUAGES} for slot in ("subject", "value")} for row in read_table("everyday.csv"))
     invented = _fictional_terms(terms if fictional else terms.keys() - {*real}, seed)
     return World(tuple(diseases), invented if fictional else terms | invented, tuple(everyday), templates)
 

@@ -158,13 +158,19 @@ def test_parameters_reach_the_kernel_and_the_provenance(notebook):
 def test_real_data_goes_to_its_own_folder(notebook, places):
     data = places / "data"
     data.mkdir()
+    (places / "elsewhere").mkdir()
     (data / "a.txt").write_text("one")
+    (data / "linked").symlink_to(places / "elsewhere")
     start = START.replace("LANGUAGES=LANGUAGES", "DATA_DIR=DATA_DIR").format(name="01_trial")
     notebook("01_trial", start, parameters=PARAMETERS + '\nDATA_DIR = ""  # real data')
     assert batch.main(["-p", "DATA_DIR", str(data)]) == 0
     provenance = json.loads((results.results_root() / "small-public/01_trial/provenance.json").read_text())
     assert provenance["backend"] == "public-data"
     (job,) = batch.plan([], "small", [["DATA_DIR", str(data)]])
+    assert batch.is_current(job)
+    (places / "elsewhere/b.txt").write_text("of a linked folder")
+    assert not batch.is_current(job)
+    (places / "elsewhere/b.txt").unlink()
     assert batch.is_current(job)
     (data / "a.txt").write_text("more than one")
     assert not batch.is_current(job)

@@ -12,7 +12,7 @@ from transformers import BloomConfig, BloomForCausalLM, GPTNeoXConfig, GPTNeoXFo
 
 from lib import models
 from lib.corpora import train_tokenizer
-from lib.models import (add_lora, best_device, load_model, load_tokenizer, matmul_rate, model_fingerprint,
+from lib.models import (add_lora, best_device, load_model, load_tokenizer, matmul_peak, model_fingerprint,
                         new_model, training_flops_per_token)
 from lib.profiles import ARCHITECTURES, Architecture
 
@@ -66,13 +66,14 @@ def test_flops_per_token_by_hand():
     assert training_flops_per_token(100, layers=2, hidden_size=4, sequence_length=8) == 600 + 768
 
 
-def test_matmul_rate_counts_two_operations_per_multiply_add(monkeypatch):
+def test_matmul_peak_counts_two_operations_per_multiply_add(monkeypatch):
     """Where the best product of 16 x 16 matrices takes half a second: 2 x 16^3 operations in it."""
-    said = iter([1.0, 0.5, 2.0])
+    said = iter([1.0, 0.5, 2.0, 3.0, 1.0, 1.0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(models.Timer, "timeit", lambda timer, number: SimpleNamespace(mean=next(said)))
-    assert matmul_rate(size=16, repeats=3) == 2 * 2 * 16 ** 3
+    assert matmul_peak("float32", size=16) == 2 * 2 * 16 ** 3
     monkeypatch.undo()
-    assert matmul_rate(size=64, repeats=2) > 1e6
+    assert matmul_peak("bfloat16", size=64) > 1e6
 
 
 # --- new models ------------------------------------------------------------------------------------------------------

@@ -128,6 +128,21 @@ def test_a_missing_folder_is_named_with_what_it_should_hold(tmp_path):
     assert [record["id"] for record in sources.load_corpus(tmp_path)] == ["hoc-1"]
 
 
+def test_linked_folders_are_read(native, tmp_path_factory):
+    """A set kept elsewhere and linked, and a folder that is linked inside a set: both as if they were there. A link to itself ends."""
+    expected, elsewhere = list(sources.read_records(native, "medmcqa")), tmp_path_factory.mktemp("elsewhere")
+    assert len(expected) == 9
+    (native / "medmcqa_dev/data").rename(elsewhere / "data")
+    (native / "medmcqa_dev/data").symlink_to(elsewhere / "data")
+    assert list(sources.read_records(native, "medmcqa")) == expected
+    (native / "medmcqa_dev").rename(elsewhere / "whole")
+    (native / "medmcqa_dev").symlink_to(elsewhere / "whole")
+    assert list(sources.read_records(native, "medmcqa")) == expected
+    (elsewhere / "whole/again").symlink_to(elsewhere / "whole")
+    with pytest.raises(ValueError, match="the id 'medmcqa-x0' occurs twice"):
+        list(sources.read_records(native, "medmcqa"))
+
+
 def test_a_missing_file_is_named(native):
     (native / "pubmedqa/data/test_ground_truth.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"pubmedqa/test_ground_truth\.json is missing"):
@@ -551,7 +566,7 @@ def test_a_bad_row_of_the_hub_is_named_and_a_set_without_rows_says_how_to_obtain
 def test_the_table_of_what_is_there(native, capsys):
     sources.main([str(native)])
     lines = capsys.readouterr().out.split("\n")
-    assert lines[0].split() == ["set", "split", "records", "expected", "seconds"]
+    assert lines[0].split() == ["set", "split", "records", "expected"]
     assert [line.split()[:4] for line in lines if line.startswith("medmcqa ")] == [["medmcqa", "validation", "9", "4183"]]
     assert "    medmcqa, split validation: 9 records, 4,183 are published; is the download complete?" in lines
     for arguments in ([], [str(native / "nowhere")]):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_training import SMALL, STAGE, random_rows, tensors
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -108,6 +108,63 @@ def test_attention_of_variable_length_gives_the_same_loss(tokenizer):
         assert loss_sum(model, *batch).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a speed-up of processors")
+@pytest.mark.parametrize("names", [("unfused_attention",), ("unfused_attention", "compile", "activation_checkpointing")])
+def test_unfused_attention_learns_the_same(tokenizer, tmp_path, monkeypatch, names):
+    """It adds in another order: 1e-4 of the loss, 3e-5 of weights, as for `compile`; the model it saves says nothing of it."""
+    plain = trained(tokenizer, tmp_path / "plain", monkeypatch=monkeypatch)
+    torch.compiler.reset()
+    monkeypatch.setattr(training, "speed_up", lambda model, layers, names, precision: speed_up(model, layers, names))  # also in float32
+    faster = trained(tokenizer, tmp_path / "faster", names, monkeypatch=monkeypatch)
+    assert plain.name == faster.name
+    assert_same(plain, faster, exact=False)
+    assert (faster / "model" / "config.json").read_text() == (plain / "model" / "config.json").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a speed-up of processors")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+def test_unfused_attention_gives_the_gradients_of_float32(tokenizer, kind, precision):
+    """Several documents a row, two query heads a key head, a window of five positions (Mistral): the gradients of torch's kernel in float32; in
+    bfloat16 no further from them than that kernel is in bfloat16 (half as far again, since both round)."""
+    config = AutoConfig.for_model(kind, **{name: getattr(new_model(SMALL, tokenizer, seed=0).config, name) for name in (
+        "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "tie_word_embeddings")}, num_attention_heads=4, num_key_value_heads=2,
+        **{"sliding_window": 5} if kind == "mistral" else {})
+    torch.manual_seed(0)
+    batch, gradients = tensors(random_rows(documents=9)), {}
+    assert (batch[2] == 0).sum() > len(batch[2]), "no row holds two documents"
+    exact = AutoModelForCausalLM.from_config(config)
+    speed_up(exact, exact.model.layers, ["unfused_attention"], "float32")  # there torch's kernel is the faster one
+    assert exact.config._attn_implementation == "sdpa"
+    for name, names in {"exact": (), "fused": (), "unfused": ("unfused_attention",)}.items():
+        model = AutoModelForCausalLM.from_config(config)
+        model.load_state_dict(exact.state_dict())
+        model.to(torch.float32 if name == "exact" else precision)
+        speed_up(model, model.model.layers, names)
+        assert model.config._attn_implementation == ("unfused" if names else "sdpa")
+        loss_sum(model, *batch).backward()
+        gradients[name] = torch.cat([weight.grad.float().flatten() for weight in model.parameters()])
+    far = {name: (gradients[name] - gradients["exact"]).norm() / gradients["exact"].norm() for name in ("fused", "unfused")}
+    assert far["unfused"] < (1e-5 if precision == torch.float32 else 1.5 * far["fused"])
+    assert 0 < far["fused"] < 0.05 or precision == torch.float32
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a speed-up of processors")
+def test_unfused_attention_does_not_cross_documents(tokenizer):
+    """Another first document of a row leaves what the model says of the second as it is, bit for bit."""
+    model, (ids, _, positions) = new_model(SMALL, tokenizer, seed=0), tensors(random_rows(documents=9))
+    speed_up(model, model.model.layers, ["unfused_attention"])
+    row = next(number for number, place in enumerate(positions) if (place == 0).sum() > 1)
+    second = (positions[row] == 0).nonzero()[1].item()
+    other = ids[row].clone()
+    other[1:second] = 7
+    assert not torch.equal(other, ids[row])
+    with torch.no_grad():
+        first, changed = (model(input_ids=each[None], position_ids=positions[row][None], use_cache=False).logits[0] for each in (ids[row], other))
+    assert torch.equal(first[second:], changed[second:])
+    assert not torch.equal(first[1:second], changed[1:second])
+
+
 def test_moments_in_bfloat16_are_those_of_adamw_rounded(tokenizer, tmp_path, monkeypatch):
     """One step by torch's own AdamW, its moments rounded after each step, is one step of ours; losses stay within a percent."""
     torch.manual_seed(0)
@@ -143,8 +200,8 @@ def test_names_are_checked_and_can_be_switched_off(tokenizer, tmp_path, monkeypa
     with pytest.raises(ValueError, match="optimizer is adamw or adamw_bfloat16"):
         trained(tokenizer, tmp_path, monkeypatch=monkeypatch, optimizer="sgd")
     seen, original = [], training.speed_up
-    monkeypatch.setattr(training, "speed_up", lambda model, layers, names: seen.append(names) or original(model, layers, names))
-    monkeypatch.setenv("SPEED_UPS_OFF", "compile variable_length_attention")
+    monkeypatch.setattr(training, "speed_up", lambda model, layers, names, precision: seen.append(names) or original(model, layers, names, precision))
+    monkeypatch.setenv("SPEED_UPS_OFF", "compile variable_length_attention unfused_attention")
     trained(tokenizer, tmp_path, training.SPEED_UPS, monkeypatch=monkeypatch)
     assert seen == [["activation_checkpointing", "asynchronous_checkpoints"]]
 
