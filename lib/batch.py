@@ -274,6 +274,7 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     try:
         if options.dry_run:
+            os.environ["RESULTS_ROOT"] = str(results_root() / ".plan")  # no result is replaced
             options.given.append(["NOTEBOOKS", " ".join(job.name[:2] for job in plan(options.notebooks, options.profile, []))])
         jobs = plan(["15"] if options.dry_run else options.notebooks, options.profile, options.given)
         if options.list:

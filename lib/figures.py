@@ -192,9 +192,9 @@ def stacked_bars(frame, *, label, part, value, axis, title=None):
     longest = table.sum(axis=1).max()
     table.plot.barh(stacked=True, ax=ax, color=look, width=0.72, edgecolor="white", legend=False, ylabel="")
     for name, bars in zip(parts, ax.containers):
-        dark = np.dot(to_rgb(look[name]), (0.3, 0.6, 0.1)) <= 0.55
-        words = [_number(number) if parts[1:] and number > 0.012 * longest * (2 + len(_number(number))) else "" for number in table[name]]
-        ax.bar_label(bars, words, label_type="center", fontsize=7, color="white" if dark else INK)
+        shown = table[name].where(table.gt(0).sum(axis=1) > 1, 0)  # of a bar of one part the total says it
+        words = [_number(number) if number > 0.012 * longest * (2 + len(_number(number))) else "" for number in shown]
+        ax.bar_label(bars, words, label_type="center", fontsize=7, color="white" if np.dot(to_rgb(look[name]), (0.3, 0.6, 0.1)) <= 0.55 else INK)
     ax.bar_label(ax.containers[-1], table.sum(axis=1).map(_number), padding=3, fontsize=7.5, fontweight="bold")
     _rows(ax, labels, ylim=(len(labels) - 0.45, -0.55), xlabel=axis, xlim=(0, 1.08 * longest))
     ax.xaxis.set_major_formatter(lambda number, _: f"{number:,.9g}")

@@ -42,11 +42,10 @@ def _split(text, language):
     return RULES[language].findall(text)
 
 def rationale_scores(pairs, language):
-    """A table with the COLUMNS, one row for each (prediction, reference), all from 0 to 1; the mean of a column scores the corpus.
+    """A table with the COLUMNS, one row for each (prediction, reference), from 0 to 1. ValueError for a reference without words.
     bleu_n: sentence BLEU with uniform weights on 1- to n-grams and brevity penalty (Papineni 2002), unsmoothed: 0 where an order has no match.
-    bleu: the mean of the four. Table 2 of MMedLM (arXiv 2402.13963) is headed BLEU-1 and ROUGE-1, its released script computes bleu_4_method1 (nltk,
-    smoothing method1) and ROUGE-L, on capitals and punctuation, zh and ja split with jieba and janome; here all use `words`. rouge_*: F1, equal to
-    rouge-score's. An empty prediction scores 0. ValueError for a reference without words.
+    bleu: the mean of the four. Table 2 of MMedLM is headed BLEU-1 and ROUGE-1, its released script computes bleu_4_method1 (nltk, smoothing method1)
+    and ROUGE-L, on capitals and punctuation, zh and ja split with jieba and janome; here all use `words`. rouge_*: F1, equal to rouge-score's.
     >>> scores = rationale_scores([("the cat sat", "the cat sat down"), ("", "the cat")], "en")
     >>> scores[["bleu_1", "bleu_4", "bleu_4_method1", "rouge_1", "rouge_2", "rouge_l"]].round(3).values.tolist()
     [[0.717, 0.0, 0.403, 0.857, 0.8, 0.857], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]"""

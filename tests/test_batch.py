@@ -427,6 +427,7 @@ def test_a_dry_run_shows_stages_and_recipes_and_trains_nothing(places, monkeypat
     assert batch.main(["02", "--dry-run", "-p", "DEVICE", "V100"]) == 1
     assert "DEVICE is one of A100, H100" in capsys.readouterr().out
     assert not list((places / "runs_root").iterdir())
+    assert {path.name for path in (places / "results_root").iterdir()} <= {".plan"}  # a plan replaces no result
 
 
 @pytest.fixture

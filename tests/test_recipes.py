@@ -167,7 +167,7 @@ def test_the_plan_of_h200_is_one_of_minutes(tmp_path, monkeypatch):
     """What 02 trains, at 40 % of the peak, leaves more than half of ten minutes for corpora and exams; so do the stages that 04 adds."""
     monkeypatch.setenv("RESULTS_ROOT", str(tmp_path))
     assert batch.main(["02", "04", "--profile", "h200", "--dry-run"]) == 0
-    plan = pd.read_csv(tmp_path / "h200" / "15_training_cost" / "tables" / "plan.csv").set_index("stage")
+    plan = pd.read_csv(tmp_path / ".plan" / "h200" / "15_training_cost" / "tables" / "plan.csv").set_index("stage")
     for number, stages in (("02", 3), ("04", 7)):
         own = plan.loc[[name for name in plan.index if name.startswith(number)]]
         assert len(own) == stages
