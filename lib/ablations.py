@@ -36,20 +36,19 @@ def tuning_data(profile, tokenizer, data_dir="", wanted=("rationale", "+ dialogu
     return {name: instructions.pack_records(sum((records[part] for part in parts), []), tokenizer, length)
             for name, parts in TABLE["tuning_sets"].items() if name in wanted}
 
-def step_table(rows, trained, exams, *, method="loglikelihood"):
-    """Each row against the row it extends on the same items: difference, interval and p-value over facts."""
+def step_table(rows, trained, exams, *, method="loglikelihood", methods=tuple(evaluation.METHODS)):
+    """Each row against the row it extends on the same items: difference, interval and p-value over facts. methods: those that are asked."""
     lines = []
     for row, exam in product([row for row in rows if row["extends"]], exams):
-        gain = evaluation.compare(*([line for folders in trained.values() for line in evaluation.evaluate(folders[name], exam)]
+        gain = evaluation.compare(*([line for folders in trained.values() for line in evaluation.evaluate(folders[name], exam, methods=methods)]
                                     for name in (row["row"], row["extends"])), method=method)
         lines.append({"exam": exam.name, "step": f"{row['row']} over {row['extends']}", "row": row["row"], "difference": gain.value,
                       "low": gain.low, "high": gain.high, "wins": gain.wins, "losses": gain.losses, "p_value": gain.p_value})
     return pd.DataFrame(lines)
-def steps_between(folders, exams, *, seed=0):
+def steps_between(folders, exams, *, methods=tuple(evaluation.METHODS), seed=0):
     """Each model against the one before it in `folders`, as step_table does for rows."""
-    names = list(folders)
-    rows = [{"row": name, "extends": before} for before, name in zip([None, *names], names)]
-    return step_table(rows, {seed: folders}, exams)
+    rows = [{"row": name, "extends": before} for before, name in zip([None, *folders], folders)]
+    return step_table(rows, {seed: folders}, exams, methods=methods)
 
 # --- the grid: families of runs in lib/knowledge/ablations.yaml ------------------------------------------------------------
 

@@ -224,7 +224,6 @@ def rows_of_step(step, rows_per_step, *, weights, sizes, seed):
     for slot in range(step * rows_per_step, (step + 1) * rows_per_step):
         period, place = divmod(slot, len(pattern))
         source = pattern[place]
-        ordinal = period * weights[source] + pattern[:place].count(source)
-        epoch, row = divmod(ordinal, sizes[source])
+        epoch, row = divmod(period * weights[source] + pattern[:place].count(source), sizes[source])
         chosen.append((source, int(_permutation(seed, source, epoch, sizes[source])[row])))
     return chosen

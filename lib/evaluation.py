@@ -17,7 +17,7 @@ def evaluate(folder, benchmark, *, max_new_tokens=48, methods=tuple(METHODS), ch
     path = Path(folder) / "evaluations" / f"{benchmark.name}-{benchmark.fingerprint}-{'+'.join(methods)}-{max_new_tokens}.jsonl"
     rows = read_rows(path)
     if len(rows) < len(benchmark.items):
-        model, tokenizer = load_model(training.model_folder(folder))
+        model, tokenizer = load_model(training.model_folder(folder), dtype="auto")
         for start in range(len(rows), len(benchmark.items), chunk):
             for row in score_items(model, tokenizer, benchmark, benchmark.items[start:start + chunk], methods, max_new_tokens):
                 append_row(path, row)

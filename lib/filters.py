@@ -34,8 +34,7 @@ def clean_book(record):
     """Textbook cleaning (PMC-LLaMA, section 3.1): marks, whole lines, reference lists, hyphenation, running heads."""
     text, hyphens = RULES["hyphen"].subn("", record["text"])
     removed = Counter({"hyphenation": hyphens})
-    lines = _without_dirt(text, record["language"], removed)
-    return _cleaned(record, _without_running_heads(lines, removed), removed)
+    return _cleaned(record, _without_running_heads(_without_dirt(text, record["language"], removed), removed), removed)
 def clean_paper(record):
     """Paper cleaning: as for books but for hyphens and heads; title, section heads and section text stay."""
     removed = Counter()

@@ -34,8 +34,7 @@ def option_loglikelihoods(model, tokenizer, requests, *, tokens_per_batch=None, 
     tokens_per_batch, sums = tokens_per_batch or (8192 if model.device.type == "cuda" else CPU_TOKENS), {}
     read = _read(model, torch.tensor([contexts[0][:shared]], device=model.device)) if shared else None
     for batch in _batches(lengths, tokens_per_batch):
-        scored = _score_rows(model, [rows[i] for i in batch], read and read.past_key_values, shared)
-        sums.update(zip(batch, scored, strict=True))
+        sums.update(zip(batch, _score_rows(model, [rows[i] for i in batch], read and read.past_key_values, shared), strict=True))
     flat = itertools.chain.from_iterable(sums[i] for i in range(len(rows)))
     return [np.array([(next(flat), len(option)) for option in own], dtype=float) for own in options]
 def _encode_requests(model, tokenizer, requests, prefix):
@@ -68,8 +67,7 @@ def _score_rows(model, rows, cache, shared):
         # (batch, sequence, sequence): a token sees the context and its own option, up to itself
         seen = ((segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])).tril()
         mask = torch.zeros_like(seen, dtype=model.dtype).masked_fill_(~seen, torch.finfo(model.dtype).min)
-        positions = (seen.sum(-1) - 1 + shared) * (segments >= 0)
-        inputs = {"attention_mask": F.pad(mask, (shared, 0))[:, None], "position_ids": positions}
+        inputs = {"attention_mask": F.pad(mask, (shared, 0))[:, None], "position_ids": (seen.sum(-1) - 1 + shared) * (segments >= 0)}
     if cache is not None:
         cache = copy.deepcopy(cache)  # a forward pass appends to the cache it is given
         cache.batch_repeat_interleave(len(rows))

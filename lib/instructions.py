@@ -28,8 +28,7 @@ def exam_answer(item, *, rationale=False):
     >>> exam_answer(item), exam_answer(item, rationale=True)
     ('The answer is x. OPTION A IS CORRECT.', 'X is best. The answer is x. OPTION A IS CORRECT.')"""
     stem = wordings(item["language"])["phrases"]["answer_is"]
-    parts = [item["rationale"]] if rationale else []
-    return " ".join([*parts, f"{stem} {item['answer']}.", f"OPTION {item['answer_idx']} IS CORRECT."])
+    return " ".join([*[item["rationale"]] * bool(rationale), f"{stem} {item['answer']}.", f"OPTION {item['answer_idx']} IS CORRECT."])
 
 def exam_record(item, *, instruction=ZERO_SHOT_INSTRUCTION, rationale=False):
     """An exam item as an instruction record {instruction, input, output}."""

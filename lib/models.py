@@ -1,4 +1,5 @@
 """Load a base model by name or make a tiny one; LoRA; parameters and FLOPs per token."""
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -31,9 +32,11 @@ def llama_config(architecture, **tokens):
                        vocab_size=architecture.vocabulary_size, max_position_embeddings=architecture.context, **tokens)
 def load_model(source, *, revision=None, dtype=torch.float32, device=None):
     """A causal language model and its tokenizer from a local folder or, with a pinned revision, from the hub.
-    The folder may hold a LoRA adapter: its base is loaded and the adapter is added to the weights. Only safetensors weights are
-    read, on the meta device none, and no code from the checkpoint is run. FileNotFoundError for a folder that does not hold a model."""
+    The folder may hold a LoRA adapter: its base is loaded and the adapter is added to the weights. Only safetensors weights are read, on the
+    meta device none, and no code from the checkpoint is run. dtype: as in torch, or "auto": bfloat16 on a GPU, float32 elsewhere.
+    FileNotFoundError for a folder that does not hold a model."""
     local, empty = Path(source), best_device().type == "meta"
+    dtype = dtype if dtype != "auto" else torch.bfloat16 if best_device().type == "cuda" else torch.float32
     if (local / "adapter_model.safetensors").exists():
         from peft import PeftModel
         model, _ = load_model(_base_of(local), dtype=dtype, device=None if empty else "cpu")
@@ -127,8 +130,17 @@ def speed_up(model, layers, names, precision="bfloat16"):
         kept = [torch.ops.aten._scaled_dot_product_flash_attention.default, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
                 torch.ops.aten._scaled_dot_product_efficient_attention.default, torch.ops.aten._scaled_dot_product_cudnn_attention.default]
         model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": functools.partial(create_selective_checkpoint_contexts, kept)})
-    for layer in layers if "compile" in names else ():  # all are alike, so that it is compiled once
-        layer.compile()
+    if "compile" in names and can_compile():  # all layers are alike, so that it is compiled once
+        torch.compiler.reset()  # a process compiles a function for eight shapes, those of earlier stages among them, and then no more
+        for layer in layers:
+            layer.compile(dynamic=False)
+@functools.cache
+def can_compile():
+    """Whether torch.compile works on this machine: for a processor it takes a C++ compiler and the headers of Python. A line says if not."""
+    with contextlib.suppress(RuntimeError):  # of which all errors of the compiler are
+        return torch.compile(torch.nn.ReLU())(torch.ones(8, device=best_device())) is not None
+    print("training goes on without `compile`: no C++ compiler, or no headers of Python (Debian: g++, python3-dev)")
+    return False
 def loss_sum(model, input_ids, labels, position_ids):
     """Summed cross-entropy of the labels, each predicted from the position before it; logits exist in chunks only.
     With no attention mask and restarting position ids transformers masks every document from the others; flash attention takes one long row."""
@@ -139,8 +151,7 @@ def loss_sum(model, input_ids, labels, position_ids):
     return LinearCrossEntropy.apply(hidden[:, :-1][wanted], model.get_output_embeddings().weight, targets[wanted])
 class LinearCrossEntropy(torch.autograd.Function):
     """Output projection and summed cross-entropy in one pass, in chunks, gradients formed in the forward pass.
-    Only positions with a label come in, and (chunk, vocabulary) logits are the largest thing that ever exists. A probability below the smallest
-    float32 (1e-38) is taken as that."""
+    Only positions with a label come in; (chunk, vocabulary) logits are the largest thing that ever exists. No probability is taken as below 1e-38."""
     @staticmethod
     def forward(ctx, hidden, weight, targets):
         vocabulary, total = weight.shape[0], torch.zeros((), device=hidden.device)

@@ -33,7 +33,7 @@ class Sampler(NamedTuple):
 
 def local_sampler(folder, *, stop=("\nQuestion:", "\n\n"), tokens_per_batch=8192):
     """A stage folder or model on this machine. However many texts are drawn from a prompt, it is read once."""
-    model, tokenizer = load_model(training.model_folder(folder))
+    model, tokenizer = load_model(training.model_folder(folder), dtype="auto")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
     def draw(prompts, *, samples, done=None, **settings):
         texts = generate(model, tokenizer, prompts, samples=samples, stop=stop, tokens_per_batch=tokens_per_batch, done=done, **settings)
@@ -100,8 +100,7 @@ def solve(sampler, strategy, exams, folder, *, refining=(), seed=0):
     rows = [evaluation._row(exam, item, "") | {"seed": seed} for exam, item in asked]
     _draw(sampler, strategy, asked, rows, path)
     if strategy.refinements:
-        later = [(exam, shown(item, row["sample_texts"])) for (exam, item), row in zip(again, rows)]
-        _draw(sampler, strategy, later, rows, path, "refinement")
+        _draw(sampler, strategy, [(exam, shown(item, row["sample_texts"])) for (exam, item), row in zip(again, rows)], rows, path, "refinement")
     for row in rows:
         row["predicted_generation"], row["share"] = vote(row, stage="refinement" if strategy.refinements else "sample")
     return rows

@@ -51,8 +51,7 @@ def mcnemar(wins, losses):
     >>> mcnemar(10, 2)
     0.03857421875"""
     differ = np.maximum(np.add(wins, losses), 1)  # 0 of 1 where none differ: p = 1
-    fewer = np.minimum(_counts(wins, differ)[0], _counts(losses, differ)[0])
-    return _plain(np.minimum(1, 2 * stats.binom.cdf(fewer, differ, 0.5)))
+    return _plain(np.minimum(1, 2 * stats.binom.cdf(np.minimum(_counts(wins, differ)[0], _counts(losses, differ)[0]), differ, 0.5)))
 def _plain(array):
     """A number where there is one, the array otherwise."""
     return np.asarray(array).item() if np.size(array) == 1 else np.asarray(array)

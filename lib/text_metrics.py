@@ -17,9 +17,8 @@ CHUNK = 128    # pairs that are scored at a time
 BORDER = "\0"  # stands between texts that are split in one go
 ENGLISH = bytes(byte if chr(byte) in BORDER + "abcdefghijklmnopqrstuvwxyz0123456789" else 32 for byte in range(256))
 DICTIONARY = functools.cache(Tokenizer)  # takes a second, once
-RULES = {"en": None, **dict.fromkeys(("zh", "ja"), re.compile(rf"[a-z0-9]+|[^\W_]|{BORDER}")),
-         **dict.fromkeys(("fr", "ru", "es"), re.compile(rf"[^\W_]+|{BORDER}")), "zh_jieba": jieba.lcut,
-         "ja_janome": lambda text: DICTIONARY().tokenize(text, wakati=True)}
+RULES = {"en": None, **dict.fromkeys(("zh", "ja"), re.compile(rf"[a-z0-9]+|[^\W_]|{BORDER}")), **dict.fromkeys(("fr", "ru", "es"), re.compile(
+    rf"[^\W_]+|{BORDER}")), "zh_jieba": jieba.lcut, "ja_janome": lambda text: DICTIONARY().tokenize(text, wakati=True)}
 
 def words(text, language):
     """The words of a text, in small letters and without punctuation: what every metric here counts, by one of four rules.

@@ -255,8 +255,7 @@ def _resume(folder, stage, masters, optimizer):
         for torn in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             torn.unlink()
         metrics = folder / "metrics.jsonl"
-        lines = metrics.read_text().splitlines(keepends=True)[:done] if metrics.exists() else []
-        write_atomically(metrics, "".join(lines))
+        write_atomically(metrics, "".join(metrics.read_text().splitlines(keepends=True)[:done]) if metrics.exists() else "")
     return done
 def _save_weights(folder, model, tokenizer, masters):
     """The float32 weights as a Hugging Face model folder, of LoRA the adapter alone; moved into place whole."""

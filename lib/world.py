@@ -68,8 +68,7 @@ def fill(template, **slots):
     """Fill {slot} as given and {Slot} with a capital first letter.
     >>> fill("{Disease} is treated with {value}.", disease="asthma", value="salbutamol")
     'Asthma is treated with salbutamol.'"""
-    capitals = {name.capitalize(): str(text)[:1].upper() + str(text)[1:] for name, text in slots.items()}
-    return template.format(**slots, **capitals)
+    return template.format(**slots, **{name.capitalize(): str(text)[:1].upper() + str(text)[1:] for name, text in slots.items()})
 def sentence(world, disease, attribute, language, template):
     """One fact said with one template."""
     return fill(template, disease=term(world, disease, "name", language), value=term(world, disease, attribute, language))

@@ -148,7 +148,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(folder, exam, undist
     rows = evaluation.evaluate(folder, exam, chunk=5)
     assert second.items == [item["id"] for item in exam.items[5:]]
     assert (folder / "evaluations" / name).read_bytes() == content
-    monkeypatch.setattr(evaluation, "load_model", lambda *_: pytest.fail("nothing is left to score"))
+    monkeypatch.setattr(evaluation, "load_model", lambda *_, **__: pytest.fail("nothing is left to score"))
     assert evaluation.evaluate(folder, exam) == rows == [json.loads(line) for line in content.splitlines()]
 
 

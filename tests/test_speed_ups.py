@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._inductor.config
 from safetensors.torch import load_file
 from test_training import SMALL, STAGE, random_rows, tensors
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lib import distributed, training
+from lib import distributed, models, training
 from lib.corpora import chunk_documents, train_tokenizer
 from lib.models import loss_sum, new_model, speed_up
 from lib.training import read_metrics, train
@@ -89,6 +90,25 @@ def test_compiled_layers_learn_the_same(tokenizer, tmp_path, monkeypatch, names)
     torch.compiler.reset()
     assert_same(plain, trained(tokenizer, tmp_path / "compiled", names, monkeypatch=monkeypatch), exact=False)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+
+
+def test_what_was_compiled_before_does_not_change_a_stage(tokenizer, tmp_path, monkeypatch):
+    """After a stage of another shape torch would compile for all shapes, which rounds elsewhere: the weights must be the same to the bit."""
+    first = trained(tokenizer, tmp_path / "first", ("compile",), monkeypatch=monkeypatch)
+    other = trained(tokenizer, tmp_path / "other", ("compile",), monkeypatch=monkeypatch, micro_batch_size=2)
+    assert other.name != first.name
+    assert_same(first, trained(tokenizer, tmp_path / "second", ("compile",), monkeypatch=monkeypatch), exact=True)
+
+
+def test_without_a_compiler_training_goes_on_uncompiled(tokenizer, tmp_path, monkeypatch, capsys):
+    """As on a machine that has no g++: a line says so, and the weights are those of plain layers."""
+    torch.compiler.reset()
+    models.can_compile.cache_clear()
+    with torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++"), "force_disable_caches": True}):
+        plain, left = (trained(tokenizer, tmp_path / str(len(names)), names, monkeypatch=monkeypatch) for names in ((), ("compile",)))
+    models.can_compile.cache_clear()
+    assert_same(plain, left, exact=True)
+    assert "training goes on without `compile`" in capsys.readouterr().out
 
 
 def test_attention_of_variable_length_gives_the_same_loss(tokenizer):
