@@ -7,6 +7,7 @@ import difflib
 import glob
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ class Job:
     cells: list
     upstream: tuple  # names of the notebooks that must have run before it
     reads: tuple  # and of those whose results it shows where they are there
+    alone: bool  # it measures times, so that nothing else may run beside it
     declared: dict  # name -> (default, help), from its parameters cell
     parameters: dict  # name -> value
     @property
@@ -49,7 +51,8 @@ def read_job(path, profile="small"):
     except (ValueError, AttributeError, SyntaxError, KeyError) as error:
         raise ValueError(f"{path.name} must have one cell tagged `parameters`, of plain `NAME = literal` lines, "
                          f"with PROFILE ({len(tagged)} tagged; {error})") from None
-    return Job(path, cells, *(tuple(document["metadata"].get(name, ())) for name in ("upstream", "reads")), declared, values)
+    about = document["metadata"]
+    return Job(path, cells, tuple(about.get("upstream", ())), tuple(about.get("reads", ())), about.get("alone", False), declared, values)
 def parse_parameters(source):
     """The literal assignments of a parameters cell as name -> (default, help).
     >>> parse_parameters('SEEDS = 2  # repeats of every run')
@@ -131,7 +134,7 @@ def is_current(job):
         return all((job.folder / name).is_file() for name in provenance["files"]) and provenance["input_hash"] == input_hash(job)
     return False
 
-def run_job(job, *, time_limit=None):
+def run_job(job, time_limit=None):
     """Execute one notebook and put its folder in place of the earlier one; return (status, what was written or why)."""
     started, before = time.monotonic(), input_hash(job)
     try:
@@ -168,7 +171,6 @@ def execute(job, staging, *, time_limit=None):
         future.result()
 def _watch(future, name, progress, time_limit):
     """Wait for the thread; False where the time limit came first. An interrupt ends the kernel, too."""
-    import psutil
     started = time.monotonic()
     try:
         while not concurrent.futures.wait([future], timeout=0.5).done:
@@ -182,9 +184,12 @@ def _watch(future, name, progress, time_limit):
         return True
     finally:
         while not concurrent.futures.wait([future], timeout=0.5).done:
-            for process in psutil.Process().children(recursive=True):  # the kernel and what it started
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
+            _kill_children()  # the kernel and what it started
+def _kill_children():
+    import psutil
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 def check_executed(path):
     """Raise RuntimeError unless every code cell ran, none failed, and findings.json was written beside the notebook."""
@@ -243,28 +248,41 @@ def _cause(error):
         return "the kernel died (killed, or out of memory)"
     cell = f"cell [{error.exec_count}]: {error.ename}: {error.evalue}" if hasattr(error, "exec_count") else ""
     return " ".join((cell or f"{type(error).__name__}: {error}").split())[:400]
-def run_jobs(jobs, *, force=False, stop_on_error=False, time_limit=None):
-    """Run the jobs in order; yields (job, status, minutes, detail) of each."""
-    broken = []  # notebooks that failed or did not run
-    for job in jobs:
-        started = time.monotonic()
-        needed = [name for name in job.upstream if name in broken or not _upstream_findings(job, name)]
-        if broken and stop_on_error:
-            status, detail = "not run", f"stopped after {broken[0]}"
-        elif needed:
-            numbers = " ".join(name.split("_")[0] for name in needed)
-            status, detail = "not run", f"needs {numbers}: ./run_all.sh {numbers} --profile {job.parameters['PROFILE']}"
-        elif not force and is_current(job):
-            status, detail = "unchanged", f"kept {results.hide_paths(str(job.folder))} (--force runs it again)"
-        else:
-            status, detail = run_job(job, time_limit=time_limit)
-        if status in ("failed", "not run"):
-            broken.append(job.name)
-        yield job, status, (time.monotonic() - started) / 60, detail
+def run_jobs(jobs, *, together=1, **how):
+    """Run the jobs in order, up to `together` at a time; yields (job, status, minutes, detail) of each as it ends. A job waits for those it needs or
+    shows; one that measures times has the machine to itself. how: force, stop_on_error, time_limit."""
+    waiting, running, broken = list(jobs), {}, []  # future -> (job, its start); names of notebooks that failed or did not run
+    try:
+        while waiting or running:
+            ahead = {job.name for job in (*waiting, *(job for job, _ in running.values()))}
+            for job in [job for job in waiting if not ahead & {*job.upstream, *job.reads}]:
+                if len(running) < together and not (running and any(each.alone for each in (job, *(other for other, _ in running.values())))):
+                    waiting.remove(job)
+                    running[_start(job, broken, together=together, **how)] = job, time.monotonic()
+            for future in concurrent.futures.wait(running, return_when="FIRST_COMPLETED").done:
+                job, started = running.pop(future)
+                status, detail = ("failed", _cause(future.exception())) if future.exception() else future.result()
+                broken += [job.name] * (status in ("failed", "not run"))
+                yield job, status, (time.monotonic() - started) / 60, detail
+    finally:
+        _kill_children() if running else None
+def _start(job, broken, *, together, force=False, stop_on_error=False, time_limit=None):
+    """A future of (status, detail): of what need not or cannot run, of a job that has run here, or of one that runs in a process of its own."""
+    needed = " ".join(name.split("_")[0] for name in job.upstream if name in broken or not _upstream_findings(job, name))
+    known = (("not run", f"stopped after {broken[0]}") if broken and stop_on_error else
+             ("not run", f"needs {needed}: ./run_all.sh {needed} --profile {job.parameters['PROFILE']}") if needed else
+             ("unchanged", f"kept {results.hide_paths(str(job.folder))} (--force runs it again)") if not force and is_current(job) else
+             run_job(job, time_limit) if together == 1 or job.alone else None)
+    apart = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) if not known else concurrent.futures.ThreadPoolExecutor(1)
+    with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // together))} | os.environ):  # the process starts with the call
+        future = apart.submit(*((run_job, job, time_limit) if not known else (tuple, known)))
+    apart.shutdown(wait=False)
+    return future
 def parse_arguments(arguments):
     """The command line, as lib/knowledge/arguments.yaml declares it."""
     parser = argparse.ArgumentParser(prog="run_all.sh", description=__doc__, allow_abbrev=False)
-    parser.register("type", "float", float)
+    for kind in (int, float):
+        parser.register("type", kind.__name__, kind)
     for names, told in yaml.safe_load((results.KNOWLEDGE / "arguments.yaml").read_text(encoding="utf-8")):
         parser.add_argument(*names, **told)
     return parser.parse_intermixed_args(arguments)
@@ -288,11 +306,14 @@ def main(arguments=None):
     rows = [("notebook", "status", "minutes", "what was written")]
     try:
         results.tidy()
-        for job, status, minutes, detail in run_jobs(jobs, force=options.force, stop_on_error=options.stop_on_error, time_limit=options.time_limit):
+        together = options.jobs or (min(4, os.cpu_count()) if options.profile == "small" and len(jobs) > 1 else 1)
+        for job, status, minutes, detail in run_jobs(jobs, together=together, force=options.force, stop_on_error=options.stop_on_error,
+                                                     time_limit=options.time_limit):
             rows.append((job.name, status, f"{minutes:.1f}", detail))
             print("\r\033[K" * sys.stdout.isatty() + f"{job.name}: {status}, {minutes:.1f} min", flush=True)
     except KeyboardInterrupt:
-        rows.append((jobs[len(rows) - 1].name, "interrupted", "", "the next call goes on from the last checkpoint"))
+        name = next(job.name for job in jobs if job.name not in {row[0] for row in rows})
+        rows.append((name, "interrupted", "", "the next call goes on from the last checkpoint"))
     width = max(len(row[0]) for row in rows)
     print("", *(f"{row[0]:{width}}  {row[1]:11}  {row[2]:>7}  {row[3]}" for row in rows), sep="\n")
     if options.dry_run and rows[1][1] in ("done", "unchanged"):

@@ -18,8 +18,9 @@ def evaluate(folder, benchmark, *, max_new_tokens=48, methods=tuple(METHODS), ch
     rows = read_rows(path)
     if len(rows) < len(benchmark.items):
         model, tokenizer = load_model(training.model_folder(folder), dtype="auto")
-        for start in range(len(rows), len(benchmark.items), chunk):
-            for row in score_items(model, tokenizer, benchmark, benchmark.items[start:start + chunk], methods, max_new_tokens):
+        for start in range(len(rows) // chunk * chunk, len(benchmark.items), chunk):  # a chunk is asked whole: its batches decide the rounding
+            asked = score_items(model, tokenizer, benchmark, benchmark.items[start:start + chunk], methods, max_new_tokens)
+            for row in asked[max(0, len(rows) - start):]:
                 append_row(path, row)
         rows = read_rows(path)
     return rows
@@ -116,10 +117,9 @@ def language_items(profile, data_dir="", *, part="test", seed=0):
     known, found = world.load_world(number_of_diseases=profile.number_of_diseases), {}
     diseases, seed = world.split_diseases(known, test_share=0.6)[part == "test"], 1000 * (part == "test") + seed
     number = profile.test_items if part == "test" else profile.training_questions
-    for language, (own, more) in OWN_FORMS.items():
-        made = [world.recall_exam(known, language, diseases, items=number, seed=seed),
-                own(known, language, diseases, items=number // 2, seed=seed, **more)]
-        found |= {f"{items[0]['exam']} {language}": items for items in made}
+    for each, (own, more) in OWN_FORMS.items():
+        made = [world.recall_exam(known, each, diseases, items=number, seed=seed), own(known, each, diseases, items=number // 2, seed=seed, **more)]
+        found |= {f"{items[0]['exam']} {each}": items for items in made}
     return found
 def _public_items(profile, data_dir, part, seed):
     """A sample of each exam and language that is there, test split before validation split; items without options are left out."""

@@ -85,8 +85,7 @@ def _without_running_heads(lines, removed):
     return kept
 def too_short(record, *, minimum=None):
     """Drop a document of fewer than `minimum` characters (default: MINIMUM_CHARACTERS of its language, else 100)."""
-    least = MINIMUM_CHARACTERS.get(record["language"], 100) if minimum is None else minimum
-    return record if len(record["text"]) >= least else "too short"
+    return record if len(record["text"]) >= (MINIMUM_CHARACTERS.get(record["language"], 100) if minimum is None else minimum) else "too short"
 def without_pmc_id(record):
     """PMC-LLaMA's rule for the papers of S2ORC: keep those that have a PMC id."""
     return record if record["meta"].get("pmc_id") else "no PMC id"

@@ -28,8 +28,7 @@ def option_loglikelihoods(model, tokenizer, requests, *, tokens_per_batch=None, 
     takes, config = decoder_arguments(model), model.config.get_text_config()
     dense = getattr(config, "sliding_window", None) is None and config._attn_implementation in ("sdpa", "eager")
     together = dense and "position_ids" in takes  # else (windows, flash attention, ALiBi) a row for each option
-    rows = [(context[shared:], part) for context, own in zip(contexts, options, strict=True)
-            for part in ([own] if together else [[option] for option in own])]
+    rows = [(text[shared:], part) for text, own in zip(contexts, options, strict=True) for part in ([own] if together else [[one] for one in own])]
     lengths = [shared // 8 + len(context) + sum(map(len, part)) for context, part in rows]  # shared ones cost memory
     tokens_per_batch, sums = tokens_per_batch or (8192 if model.device.type == "cuda" else CPU_TOKENS), {}
     read = _read(model, torch.tensor([contexts[0][:shared]], device=model.device)) if shared else None
@@ -95,9 +94,8 @@ def generate(model, tokenizer, prompts, *, max_new_tokens, tokens_per_batch=8192
     ends, texts = model.generation_config.eos_token_id, [None] * len(prompts)
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     def finished(tokens):
-        look = stops and len(tokens) % STOP_EVERY == 0
-        return (tokens[-1] in ends or len(tokens) >= max_new_tokens
-                or bool(look and stops.search(tokenizer.decode(tokens, skip_special_tokens=True))))
+        due = stops and len(tokens) % STOP_EVERY == 0
+        return (tokens[-1] in ends or len(tokens) >= max_new_tokens or bool(due and stops.search(tokenizer.decode(tokens, skip_special_tokens=True))))
     model.eval()
     for batch in _batches([samples * (len(ids) + max_new_tokens) for ids in encoded], tokens_per_batch):
         keys = [f"{seed} {number} {prompts[i]}".encode() for i in batch for number in range(samples)]

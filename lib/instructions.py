@@ -19,8 +19,7 @@ def exam_input(item):
     >>> exam_input({"question": "Best drug?", "context": "", "options": {"A": "x", "B": "y"}})
     '###Question: Best drug?\\n###Options: A. x B. y'"""
     context = f"###Context: {item['context']}\n" if item.get("context") else ""
-    options = " ".join(f"{letter}. {text}" for letter, text in item["options"].items())
-    return f"{context}###Question: {item['question']}\n###Options: {options}"
+    return f"{context}###Question: {item['question']}\n###Options: " + " ".join(f"{letter}. {text}" for letter, text in item["options"].items())
 
 def exam_answer(item, *, rationale=False):
     """The response that is learned: the option's text and its letter, after the rationale where one is wanted.
@@ -46,8 +45,8 @@ def task_records(items):
 def rationale_records(items, *, seed, paraphrased=True):
     """Rationale QA: every question twice, with and without its rationale (MMedLM), the instruction drawn per sample."""
     draw = random.Random(f"rationale {seed}")
-    wording = lambda item: draw.choice(training_instructions(item["language"], "exam")) if paraphrased else ZERO_SHOT_INSTRUCTION  # noqa: E731
-    return [exam_record(item, rationale=rationale, instruction=wording(item)) for item in items for rationale in (False, True)]
+    return [exam_record(item, rationale=rationale, instruction=draw.choice(training_instructions(item["language"], "exam")) if paraphrased
+                        else ZERO_SHOT_INSTRUCTION) for item in items for rationale in (False, True)]
 
 def answer_and_rationale_records(items):
     """Every question at once answered and, where it has one, after its rationale; the instruction says which (MMedLM's fine-tuning)."""

@@ -132,6 +132,7 @@ def speed_up(model, layers, names, precision="bfloat16"):
         model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": functools.partial(create_selective_checkpoint_contexts, kept)})
     if "compile" in names and can_compile():  # all layers are alike, so that it is compiled once
         torch.compiler.reset()  # a process compiles a function for eight shapes, those of earlier stages among them, and then no more
+        torch._inductor.config.cpp.threads = 2  # on every machine: sums are made in as many parts, and round accordingly
         for layer in layers:
             layer.compile(dynamic=False)
 @functools.cache

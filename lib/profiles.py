@@ -6,8 +6,7 @@ SETTINGS = yaml.safe_load((KNOWLEDGE / "profiles.yaml").read_text(encoding="utf-
 
 def fields_of(part):
     """What make_dataclass takes of a part of profiles.yaml: a field a line, with its default."""
-    return [(name, object) if value is None else (name, object, tuple(value) if isinstance(value, list) else value)
-            for name, value in SETTINGS[part].items()]
+    return [(name, object) if own is None else (name, object, tuple(own) if isinstance(own, list) else own) for name, own in SETTINGS[part].items()]
 class Architecture(make_dataclass("Shape", fields_of("architecture"), frozen=True)):
     """A Llama-style model that is trained from scratch; lib/knowledge/profiles.yaml explains its fields."""
 

@@ -61,9 +61,8 @@ def make_exams(strategy, name, items, training_items=(), *, seed=0):
     """(exams, refining exams) in the strategy's form, one for each item: solved cases are drawn from training items by seed, for each question anew
     where the strategy says so. ValueError where there are too few, and for a case that is the question."""
     def one(item, form):
-        cases = few_shot_cases(training_items, strategy.num_fewshot, seed=f"{seed} {item['id']}" if strategy.fresh_cases else seed)
-        return make_letter_exam(name, [item], form=form, cases=cases, description=PROMPTS["descriptions"].get(form, ""),
-                                extraction=strategy.extraction)
+        own = few_shot_cases(training_items, strategy.num_fewshot, seed=f"{seed} {item['id']}" if strategy.fresh_cases else seed)
+        return make_letter_exam(name, [item], form=form, cases=own, description=PROMPTS["descriptions"].get(form, ""), extraction=strategy.extraction)
     return [one(item, strategy.form) for item in items], [one(item, f"{strategy.form}_refinement") for item in items if strategy.refinements]
 
 def shown(item, texts):

@@ -108,10 +108,9 @@ def save_findings(run, findings, **provenance):
         if name and not _path(run, part, f"{name}.{suffix}").exists():
             raise ValueError(f"save_findings: {kind}={name!r}, but {part}/{name}.{suffix} was not saved in this run")
     status = _git("status", "--porcelain", "--", ".", ":(exclude)results")  # its own output does not make it dirty
-    known = {"notebook": run.notebook, "profile": run.profile, "backend": run.backend, "parameters": run.parameters,
-             "commit": _git("rev-parse", "HEAD") or "unknown", "dirty": bool(status) if status is not None else "unknown",
-             "python": platform.python_version(), "device": _device(),
-             "packages": {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}}
+    known = {"notebook": run.notebook, "profile": run.profile, "backend": run.backend, "parameters": run.parameters, "commit": _git(
+        "rev-parse", "HEAD") or "unknown", "dirty": bool(status) if status is not None else "unknown", "python": platform.python_version(),
+        "device": _device(), "packages": {name: metadata.version(name) for name in PACKAGES if util.find_spec(name)}}
     write_atomically(run.folder / "provenance.json", hide_paths(to_json(known | provenance)))
     write_atomically(run.folder / "findings.json", to_json({name: _finding(name, findings[name]) for name in findings}))
     return findings
@@ -263,9 +262,7 @@ def _finding(name, value):
     value = value.item() if hasattr(value, "item") else value
     if value is not None and not isinstance(value, (bool, int, float, str)):
         raise ValueError(f"finding {name!r} is a {type(value).__name__}; findings are flat: numbers or strings")
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+    return value if not isinstance(value, float) else float(f"{value:.6g}") if math.isfinite(value) else None
 def _git(*arguments):
     """The output of git in the repository, None where there is no git or no commit."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -274,6 +271,5 @@ def _device():
     torch = sys.modules.get("torch")  # a notebook that did not load torch ran on the processor
     if torch is not None and torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    information = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"^model name\s*:\s*(.+)$", information, flags=re.MULTILINE)
+    model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "", flags=re.MULTILINE)
     return f"{os.cpu_count()} x {model.group(1) if model else platform.machine()}"

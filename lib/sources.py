@@ -220,8 +220,7 @@ def _checked(fields, entry, place):  # tasks have their keys, questions an answe
 def _framed(source, split, record, place):  # in the schema of the kind of set; ids of another split than the usual one name it
     entry, kind, language = source.entry | source.splits[split], source.kind, record["_language"]
     fields = {key: value for key, value in record.items() if key[0] != "_"} if kind == "task" else _filled(entry["record"], record, place)
-    own = "" if source.usual in (split, "all") else f"{split}-"
-    name = f"{source.name}-{own}" + _filled(entry.get("key", "{_number?}"), record, place)
+    name = source.name + ("-" if source.usual in (split, "all") else f"-{split}-") + _filled(entry.get("key", "{_number?}"), record, place)
     if kind == "exam":
         return {"id": name, "exam": source.name, "language": language} | _item(fields, entry, place, record.get("_right_place", place))
     if kind in TEXTS:

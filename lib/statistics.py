@@ -80,8 +80,7 @@ def _pieces(n: int, seed: int, replicates: int):
 def _resamples(n: int, seed: int, replicates: int):
     """Yield how often each of n units is drawn: (some replicates, n)."""
     for rng, size in _pieces(n, seed, replicates):
-        drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(float)
+        yield np.bincount((rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]).ravel(), minlength=size * n).reshape(size, n).astype(float)
 def _percentiles(drawn: np.ndarray) -> np.ndarray:
     """2.5 and 97.5 % of each axis; NaN for an axis that never varies: its spread is unknown, not zero."""
     drawn = np.where(np.isnan(drawn).all(axis=0), 0, drawn)
@@ -148,11 +147,9 @@ def paired_permutation(differences, *, seed: int, clusters=None, replicates: int
     sums = _sums(rows, members, n)
     observed = np.abs(sums.sum(axis=0)) - 1e-9 * np.abs(sums).sum(axis=0)  # the order of adding must not decide
     if n < 32 and 2**n <= replicates:
-        signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
-        return _plain((np.abs(signs @ sums) >= observed).mean(axis=0))
+        return _plain((np.abs((1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)) @ sums) >= observed).mean(axis=0))
     drawn = (np.unpackbits(rng.integers(0, 256, (size, n // 8 + 1), dtype=np.uint8), axis=1, count=n) for rng, size in _pieces(n, seed, replicates))
-    extreme = sum((np.abs((2.0 * bits - 1) @ sums) >= observed).sum(axis=0) for bits in drawn)
-    return _plain((1 + extreme) / (1 + replicates))
+    return _plain((1 + sum((np.abs((2.0 * bits - 1) @ sums) >= observed).sum(axis=0) for bits in drawn)) / (1 + replicates))
 
 def blocked_permutation(values, groups, *, blocks, seed: int, replicates: int = REPLICATES):
     """p-value of mean(values of group 1) - mean(values of group 0), groups permuted within blocks.
@@ -170,8 +167,7 @@ def blocked_permutation(values, groups, *, blocks, seed: int, replicates: int = 
     observed = np.abs(weight @ values) - 1e-9 * np.abs(values).mean(axis=0)
     drawn = (rng.random((size, len(values))) for rng, size in _pieces(len(values), seed, replicates))
     orders = (np.argsort(keys + members, axis=1) for keys in drawn)  # sorted keys stay in their block
-    extreme = sum((np.abs(weight[order] @ values) >= observed).sum(axis=0) for order in orders)
-    return _plain((1 + extreme) / (1 + replicates))
+    return _plain((1 + sum((np.abs(weight[order] @ values) >= observed).sum(axis=0) for order in orders)) / (1 + replicates))
 
 def bootstrap(statistic, rows, *, seed: int, replicates: int = 1_000) -> Estimate:
     """Any statistic of a table (items, ...) with its percentile interval: kappa, alpha, ICC.
@@ -191,8 +187,7 @@ def krippendorff_alpha(ratings, metric: str = "ordinal") -> float:
     ratings = ratings[(~np.isnan(ratings)).sum(axis=1) >= 2]  # a lone rating agrees with nobody
     if metric not in ("nominal", "ordinal", "interval") or not len(ratings):
         raise ValueError("alpha needs an item with two ratings, and a metric: nominal, ordinal or interval")
-    alike = np.nanmin(ratings) == np.nanmax(ratings)
-    return float("nan") if alike else float(krippendorff.alpha(ratings.T, level_of_measurement=metric))
+    return float("nan") if np.nanmin(ratings) == np.nanmax(ratings) else float(krippendorff.alpha(ratings.T, level_of_measurement=metric))
 def correlation(x, y, method: str = "kendall", *, seed: int, clusters=None, replicates: int = REPLICATES) -> Estimate:
     """Kendall tau-b, Spearman or Pearson correlation of x and y (items,) with its bootstrap interval: MMedLM, Fig. 4.
     clusters: items drawn together (answers to one question); the p-value is scipy's and ignores them. NaN when x or y is constant.

@@ -73,8 +73,7 @@ def estimates(frame):
     """Published values (lines of `reported.read`) as shares: score, low, high (0-1): the printed interval, else Wilson's for n items, else none."""
     scale = np.where(frame["metric"] == "proportion", 1, 100)
     n = frame["n"].where(frame["metric"].isin(reported.SCALE))
-    count = (frame["value"] / scale * n.fillna(1)).round()
-    bounds = statistics.wilson(np.minimum(count, n.fillna(1)), n.fillna(1))
+    bounds = statistics.wilson(np.minimum((frame["value"] / scale * n.fillna(1)).round(), n.fillna(1)), n.fillna(1))
     low, high = (pd.Series(bound, frame.index).where(n.notna()) for bound in bounds)
     return frame.assign(score=frame["value"] / scale, low=(frame["interval_low"] / scale).fillna(low),
                         high=(frame["interval_high"] / scale).fillna(high))
@@ -84,10 +83,9 @@ def audit_summary(profile, paper):
     found, lines = reported.audit(profile, paper), []
     for (rule, table, why), part in found.groupby(["rule", "table", "explanation"], sort=False):
         where = [f"{cell.row}, {cell.column}: {cell.printed:g}" + f" (expected {cell.expected:.4g})" * bool(np.isfinite(cell.expected))
-                 for cell in part.head(3).itertuples()]
-        more = [f"and {len(part) - 3} more"] * (len(part) > 3)
-        lines.append({"rule": rule, "table": table, "findings": len(part), "printed": "; ".join(where + more),
-                      "looked into": why or part["finding"].iloc[0]})
+                 for cell in part.head(3).itertuples()] + [f"and {len(part) - 3} more"] * (len(part) > 3)
+        why = why or part["finding"].iloc[0]
+        lines.append({"rule": rule, "table": table, "findings": len(part), "printed": "; ".join(where), "looked into": why})
     return pd.DataFrame(lines)
 
 def gain_summary(gains):

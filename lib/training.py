@@ -36,8 +36,7 @@ def train(stage, mixture, *, base, tokenizer=None, progress=print, processes=Non
     """Train one stage, or return it at once when it is complete; resumes exactly after a kill.
     mixture: {source: (Packed, weight)}; weights are whole numbers, the share of each source in every batch. base: the folder or name of the
     parent model, or an Architecture for random weights (then `tokenizer` is needed). processes: how many share the work, by default
-    distributed.processes(); sharding: "fsdp" or "ddp"; speed_ups: of SPEED_UPS, less those named in $SPEED_UPS_OFF. None of these three is part
-    of what the stage is, and others may go on where one stopped.
+    distributed.processes(); sharding: "fsdp" or "ddp"; speed_ups: of SPEED_UPS, less those in $SPEED_UPS_OFF. These three may change on the way.
     Returns the folder runs/<name>-<key>, which holds model/, metrics.jsonl, stage.json and, last of all, done.json."""
     stage = replace(stage, precision=resolve_precision(stage.precision))
     wanted = sorted({*speed_ups} - {*os.environ.get("SPEED_UPS_OFF", "").split()})

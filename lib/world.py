@@ -88,7 +88,7 @@ def papers(world, language, *, documents, seed):
     draw = random.Random(f"papers {language} {seed}")
     weights = [1 / (1 + rank) ** 0.5 for rank in range(len(world.diseases))]  # some diseases are studied more than others
     chosen = draw.choices(world.diseases, weights, k=documents)
-    return [_paper(world, disease, language, f"paper-{language}-{i}", draw) for i, disease in enumerate(chosen)]
+    return [_some_facts("paper", world, disease, language, f"paper-{language}-{i}", draw, draw.choice([2, 3])) for i, disease in enumerate(chosen)]
 
 def web_pages(world, language, *, documents, seed):
     """A crawl: a third medical pages with boilerplate, the rest everyday pages; one in ten is a near-copy of another."""
@@ -99,7 +99,7 @@ def web_pages(world, language, *, documents, seed):
             copy = draw.choice(pages)
             pages.append(copy | {"id": page_id, "text": copy["text"] + "\n" + draw.choice(words["web"]["boilerplate"])})
         elif draw.random() < 1 / 3:
-            pages.append(_medical_page(world, draw.choice(world.diseases), language, page_id, draw))
+            pages.append(_some_facts("web", world, draw.choice(world.diseases), language, page_id, draw, 3))
         else:
             page = _everyday_page(world, language, page_id, draw)
             pages.append(page | {"source": "web", "text": draw.choice(words["web"]["boilerplate"]) + "\n" + page["text"]})
@@ -117,12 +117,9 @@ def fact_id(disease, attribute):
 def _chapter(world, disease, language, record_id, number, draw):
     facts = {fact_id(disease, a): 4 if a in ("symptom", "test", "treatment") else 2 for a in ATTRIBUTES}  # 2 of the 4 are the cases
     return _document("book", world, disease, language, record_id, draw, facts, number=number)
-def _paper(world, disease, language, record_id, draw):
-    chosen = draw.sample(ATTRIBUTES, draw.choice([2, 3]))
-    return _document("paper", world, disease, language, record_id, draw, {fact_id(disease, a): 1 for a in chosen}, chosen=chosen)
-def _medical_page(world, disease, language, record_id, draw):
-    chosen = draw.sample(ATTRIBUTES, 3)
-    return _document("web", world, disease, language, record_id, draw, {fact_id(disease, a): 1 for a in chosen}, chosen=chosen)
+def _some_facts(source, world, disease, language, record_id, draw, number):
+    chosen = draw.sample(ATTRIBUTES, number)
+    return _document(source, world, disease, language, record_id, draw, {fact_id(disease, a): 1 for a in chosen}, chosen=chosen)
 def _document(source, world, disease, language, record_id, draw, facts, **more):
     slots = expression_slots(world, language, (), draw, source) | {"source": source, "disease": disease}
     return _record(JINJA.get_template("documents.jinja").render(slots | more), source, language, record_id, facts)

@@ -16,6 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from lib import distributed, models, training
 from lib.corpora import chunk_documents, train_tokenizer
 from lib.models import loss_sum, new_model, speed_up
+from lib.profiles import Architecture
 from lib.training import read_metrics, train
 
 pytestmark = pytest.mark.slow
@@ -98,6 +99,19 @@ def test_what_was_compiled_before_does_not_change_a_stage(tokenizer, tmp_path, m
     other = trained(tokenizer, tmp_path / "other", ("compile",), monkeypatch=monkeypatch, micro_batch_size=2)
     assert other.name != first.name
     assert_same(first, trained(tokenizer, tmp_path / "second", ("compile",), monkeypatch=monkeypatch), exact=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of processors")
+def test_compiled_layers_give_the_same_bits_on_more_cores(tokenizer, tmp_path, monkeypatch):
+    """What is summed in parts is summed in as many on every machine: wide enough here that a second thread would take its part."""
+    threads, folders = torch.get_num_threads(), []
+    wide = Architecture(256, 2, 2, 512, vocabulary_size=300, context=64)
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        folders.append(trained(tokenizer, tmp_path / str(number), ("compile",), monkeypatch=monkeypatch, base=wide, rows_per_step=64, micro_batch_size=64))
+    torch.set_num_threads(threads)
+    assert_same(*folders[:2], exact=True)
+    assert_same(*folders[1:], exact=True)
 
 
 def test_without_a_compiler_training_goes_on_uncompiled(tokenizer, tmp_path, monkeypatch, capsys):
