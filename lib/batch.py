@@ -167,7 +167,7 @@ def execute(job, staging, *, time_limit=None):
                              language="python", progress_bar=False, log_output=False, cwd=str(REPOSITORY), start_timeout=120,
                              iopub_timeout=60, coalesce_streams=True, extra_arguments=["--log-level=ERROR"])
         if not _watch(future, job.name, Path(scratch) / "progress", time_limit):
-            raise TimeoutError(f"time limit of {time_limit:g} s reached")
+            raise TimeoutError(f"time limit of {time_limit} s reached")
         future.result()
 def _watch(future, name, progress, time_limit):
     """Wait for the thread; False where the time limit came first. An interrupt ends the kernel, too."""
@@ -179,6 +179,8 @@ def _watch(future, name, progress, time_limit):
                 last = progress.read_text(errors="replace").strip().split("\n")[-1] if progress.exists() else ""
                 line = f"{name}  {elapsed // 60:.0f}:{elapsed % 60:02.0f}  {last}"
                 print(f"\r\033[K{line[:shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+            if (batch := multiprocessing.parent_process()) and not batch.is_alive():  # killed, and nobody waits for this process any more
+                os._exit(_kill_children() or 1)
             if time_limit and elapsed > time_limit:
                 return False
         return True
@@ -281,8 +283,7 @@ def _start(job, broken, *, together, force=False, stop_on_error=False, time_limi
 def parse_arguments(arguments):
     """The command line, as lib/knowledge/arguments.yaml declares it."""
     parser = argparse.ArgumentParser(prog="run_all.sh", description=__doc__, allow_abbrev=False)
-    for kind in (int, float):
-        parser.register("type", kind.__name__, kind)
+    parser.register("type", "int", int)
     for names, told in yaml.safe_load((results.KNOWLEDGE / "arguments.yaml").read_text(encoding="utf-8")):
         parser.add_argument(*names, **told)
     return parser.parse_intermixed_args(arguments)
@@ -312,8 +313,7 @@ def main(arguments=None):
             rows.append((job.name, status, f"{minutes:.1f}", detail))
             print("\r\033[K" * sys.stdout.isatty() + f"{job.name}: {status}, {minutes:.1f} min", flush=True)
     except KeyboardInterrupt:
-        name = next(job.name for job in jobs if job.name not in {row[0] for row in rows})
-        rows.append((name, "interrupted", "", "the next call goes on from the last checkpoint"))
+        rows.append((next(job.name for job in jobs if job.name not in next(zip(*rows))), "interrupted", "", "the next call goes on from there"))
     width = max(len(row[0]) for row in rows)
     print("", *(f"{row[0]:{width}}  {row[1]:11}  {row[2]:>7}  {row[3]}" for row in rows), sep="\n")
     if options.dry_run and rows[1][1] in ("done", "unchanged"):

@@ -34,9 +34,9 @@ def places(tmp_path, monkeypatch):
 @pytest.fixture
 def notebook(places):
     """Write a tiny notebook: a first cell, parameters, imports, the given cells, save_findings; return its path."""
-    def write(name, *cells, upstream=(), reads=(), parameters=PARAMETERS, first=FIRST, start=START, end=END):
+    def write(name, *cells, upstream=(), reads=(), alone=False, parameters=PARAMETERS, first=FIRST, start=START, end=END):
         new = nbformat.v4.new_code_cell
-        document = nbformat.v4.new_notebook(metadata={"upstream": list(upstream), "reads": list(reads)}, cells=[
+        document = nbformat.v4.new_notebook(metadata={"upstream": list(upstream), "reads": list(reads), "alone": alone}, cells=[
             nbformat.v4.new_markdown_cell(first.format(number=name[:2])),
             new(parameters, metadata={"tags": ["parameters"]}),
             new(start.format(name=name)), *map(new, cells), new(end)])

@@ -378,8 +378,81 @@ def test_one_failure_stops_only_what_depends_on_it(notebook, capsys):
 def test_stop_on_error_stops(notebook, capsys):
     notebook("01_bad", "1 / 0")
     notebook("02_free")
-    assert batch.main(["--stop-on-error"]) == 1
+    assert batch.main(["--stop-on-error", "--jobs", "1"]) == 1
     assert summary(capsys)["02_free"][0] == "not run"
+
+
+# ---- side by side ----
+
+def spans(*names):
+    """When each notebook was running: the time in its own findings, in seconds."""
+    return [json.loads((results.results_root() / "small" / name / "findings.json").read_text()) for name in names]
+
+
+SLEEPS = "import time, os\nstart = time.time() % 10_000\ntime.sleep(2)"  # findings have six digits
+ENDS = """from lib.results import save_findings
+save_findings(run, {"value": 1, "start": start, "end": time.time() % 10_000, "threads": int(os.environ.get("OMP_NUM_THREADS", 0))})"""
+
+
+@pytest.fixture
+def sleeper(notebook, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    return lambda name, **more: notebook(name, SLEEPS, end=ENDS, **more)
+
+
+def test_two_run_at_a_time_and_the_third_when_one_has_ended(sleeper):
+    """Two of three overlap, never three, and each has half of the cores."""
+    names = [sleeper(name).stem for name in ("01_first", "02_second", "03_third")]
+    assert batch.main(["--jobs", "2"]) == 0
+    first, second, third = spans(*names)
+    assert max(first["start"], second["start"]) < min(first["end"], second["end"])
+    assert third["start"] > min(first["end"], second["end"])
+    assert {each["threads"] for each in (first, second, third)} == {3}
+
+
+def test_what_needs_or_shows_another_waits_for_it(sleeper):
+    names = [sleeper("01_first").stem, sleeper("02_needs_it", upstream=["01_first"]).stem, sleeper("03_reads_it", reads=["02_needs_it"]).stem]
+    assert batch.main(["--jobs", "3"]) == 0
+    first, second, third = spans(*names)
+    assert first["end"] < second["start"]
+    assert second["end"] < third["start"]
+
+
+def test_a_notebook_that_measures_has_the_machine_to_itself(sleeper):
+    names = [sleeper("01_first").stem, sleeper("02_measures", alone=True).stem, sleeper("03_second").stem]
+    assert batch.main(["--jobs", "2"]) == 0
+    first, measures, second = spans(*names)
+    assert max(first["start"], second["start"]) < min(first["end"], second["end"])
+    assert measures["start"] > max(first["end"], second["end"])
+    assert measures["threads"] == 0  # all that there are
+
+
+def test_a_process_that_dies_takes_no_other_notebook_with_it(notebook, capsys):
+    """The kernel kills what started it, as a machine short of memory might."""
+    notebook("01_dies", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")
+    notebook("02_free", "import time\ntime.sleep(4)")
+    assert batch.main(["--jobs", "2"]) == 1
+    seen = summary(capsys)
+    assert seen["01_dies"][0] == "failed"
+    assert "BrokenProcessPool" in seen["01_dies"][1]
+    assert seen["02_free"][0] == "done"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_end_of_the_batch_ends_all_of_them(notebook, number):
+    for name in ("01_first", "02_second"):
+        notebook(name, "import time\ntime.sleep(600)")
+    process = start_batch("--jobs", "2")
+    wait_for(lambda: len(kernels(process)) == 2 and len(list(results.results_root().glob(".staging-*/0*.ipynb"))) == 2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert ("interrupted" in shown) == (number != signal.SIGKILL)
+    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in family), 20)
+    results.tidy()
+    assert not list(results.results_root().glob(".staging-*"))
 
 
 def test_upstream_must_have_run_and_its_findings_count_as_input(notebook, capsys):
