@@ -165,7 +165,7 @@ def execute(job, staging, *, time_limit=None):
           concurrent.futures.ThreadPoolExecutor(1) as pool):
         future = pool.submit(papermill.execute_notebook, str(job.path), str(staging / f"{job.name}.ipynb"), injected, kernel_name="python3",
                              language="python", progress_bar=False, log_output=False, cwd=str(REPOSITORY), start_timeout=120,
-                             iopub_timeout=60, coalesce_streams=True, extra_arguments=["--log-level=ERROR"])
+                             iopub_timeout=60, coalesce_streams=True, extra_arguments=["--log-level=CRITICAL"])
         if not _watch(future, job.name, Path(scratch) / "progress", time_limit):
             raise TimeoutError(f"time limit of {time_limit} s reached")
         future.result()

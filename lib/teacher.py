@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter
 import httpx
-import jsonschema
 import pandas as pd
 from lib.results import append_row, read_rows
 from lib.world import read_yaml
@@ -119,6 +118,7 @@ def read_object(text, schema):
     """The first JSON object of a reply, or (text) what is wrong with it; schema: {field that it must have: its JSON Schema}.
     >>> read_object('Well: {"ok": true}.', {"ok": {"type": "boolean"}}), read_object('{"ok": 1}', {"ok": {"type": "boolean"}})
     ({'ok': True}, "$.ok: 1 is not of type 'boolean'")"""
+    import jsonschema  # takes a second, and few ask a teacher
     try:
         found, _ = json.JSONDecoder().raw_decode(text[text.index("{"):])
         jsonschema.validate(found, {"properties": schema, "required": list(schema)})
