@@ -307,7 +307,7 @@ def main(arguments=None):
     rows = [("notebook", "status", "minutes", "what was written")]
     try:
         results.tidy()
-        together = options.jobs or (min(4, os.cpu_count()) if options.profile == "small" and len(jobs) > 1 else 1)
+        together = options.jobs or (max(1, min(4, os.cpu_count() // 2)) if options.profile == "small" and len(jobs) > 1 else 1)
         for job, status, minutes, detail in run_jobs(jobs, together=together, force=options.force, stop_on_error=options.stop_on_error,
                                                      time_limit=options.time_limit):
             rows.append((job.name, status, f"{minutes:.1f}", detail))
