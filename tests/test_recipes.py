@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -208,7 +210,7 @@ def test_shapes_for_a_gpu_are_measured_with_their_sizes_shrunk(tmp_path, monkeyp
                if "training_sizes" in cell["source"]]
     names = {"SHAPES": " ".join(throughput), "PROFILE": "smoke", "SEED": 0, "place": tmp_path / "runs", "profile": get_profile("smoke"),
              "run": results.start_run("10_throughput", {"PROFILE": "smoke"}), "tokenizer": corpora.train_tokenizer(["0 1 2"], 300)}
-    exec(cell, names | {"np": np, "pd": pd, "os": os, "mock": mock, "torch": torch, "LlamaConfig": LlamaConfig, "LlamaForCausalLM": LlamaForCausalLM,
+    exec(cell, names | {"np": np, "pd": pd, "os": os, "re": re, "Path": Path, "mock": mock, "torch": torch, "LlamaConfig": LlamaConfig, "LlamaForCausalLM": LlamaForCausalLM,
                         "corpora": corpora, "models": models, "results": results, "tables": tables, "training": training, "world": world})
     found = pd.read_csv(tmp_path / "results" / "tables" / "training_sizes.csv")
     assert found[["model", "tuned"]].to_numpy().tolist() == [[size, tuned] for size in throughput for tuned in ("all weights", "LoRA")]
